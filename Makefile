@@ -1,0 +1,45 @@
+# The first command after git clone is `make demo` or `make test`; either makes .venv by itself.
+# A Python 3.11 or 3.12 is found by name; name another one with `make PYTHON=/path/to/python3.12 demo`.
+
+PYTHON ?= $(shell for name in python3.12 python3.11 python3; do \
+	$$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$name && break; done)
+VENV := .venv
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test check install clean help
+
+help:
+	@echo "make demo     synthetic images, a small network, the pipeline, a report: minutes, no download but packages"
+	@echo "make test     every test that needs no server"
+	@echo "make check    lint, format and types"
+	@echo "make install  only the virtual environment .venv"
+	@echo "make clean    remove .venv and workspace"
+
+install: $(INSTALLED)
+
+$(INSTALLED): setup.py constraints.txt
+	@test -n "$(PYTHON)" || { echo "crackscan needs Python 3.11 or 3.12: install one, or give make PYTHON=PATH"; exit 2; }
+	@echo "installing into $(VENV) with $(PYTHON); the first time takes some minutes"
+	$(PYTHON) -m venv --clear $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	@touch $@
+
+demo: $(INSTALLED)
+	$(RUN) -m jobs.prepare --source synthetic:2000 --out workspace/demo/data
+	$(RUN) -m jobs.train --recipe small --data workspace/demo/data --out workspace/demo/bundle --overwrite
+	$(RUN) -m jobs.infer --input workspace/demo/data/test --model workspace/demo/bundle --out workspace/demo/run
+	$(RUN) -m jobs.report workspace/demo/run
+	$(RUN) -m jobs.query workspace/demo/run "SELECT predicted_class, count(*) AS images, round(avg(score), 4) AS mean_score FROM predictions GROUP BY ALL ORDER BY ALL"
+	@echo "open workspace/demo/run/report/report.html"
+
+test: $(INSTALLED)
+	$(RUN) -m pytest
+
+check: $(INSTALLED)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+clean:
+	rm -rf $(VENV) workspace

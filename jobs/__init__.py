@@ -1,0 +1,1 @@
+"""The commands of crackscan, one module each: ``python -m jobs.infer --help``."""

@@ -1,0 +1,116 @@
+"""What every command shares: exit codes, one-line errors, and Beam's own options."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+from model.errors import CrackscanError
+
+DONE = 0
+FAULT = 1
+REFUSED = 2
+TOO_MANY_FAILURES = 3
+
+NO_NEWS = (
+    # Beam's own cloud client is not installed: runs that touch a cloud say so themselves.
+    "apitools not found",
+    # RunInference's memory metric needs optional packages; the job does not use it.
+    "Resource module is not available",
+)
+
+
+def run_command(main: Callable[[], int]) -> int:
+    """Run a command and turn its end into an exit code.
+
+    Returns:
+        The command's own code; 2 with one line on stderr for an error that the user can act on; 130 or 143 on SIGINT
+        and SIGTERM. Any other exception is a fault of this program: it passes with its traceback, and Python exits
+        with 1.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_news)
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)
+    try:
+        code = main()
+        sys.stdout.flush()
+        return code
+    except CrackscanError as error:
+        return _refuse(str(error))
+    except KeyboardInterrupt:
+        return _stop(130, "interrupted")
+    except _Terminated:
+        return _stop(143, "terminated")
+    except BrokenPipeError:
+        # The reader of stdout (head, less) has gone; the interpreter must not fail again when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not any(text in record.getMessage() for text in NO_NEWS)
+
+
+class _Terminated(BaseException):
+    pass
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    # Beam logs the interruption as an error with a long traceback; nothing after it is news.
+    logging.disable(logging.CRITICAL)
+    raise KeyboardInterrupt if number == signal.SIGINT else _Terminated
+
+
+def _refuse(message: str) -> int:
+    print(f"crackscan: {' '.join(message.split())}", file=sys.stderr)
+    return REFUSED
+
+
+def _stop(code: int, word: str) -> int:
+    print(f"crackscan: {word}; the same command continues", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Worker threads of the runner may be in the middle of a work unit; waiting for them would swallow the signal.
+    os._exit(code)
+
+
+def split_beam_arguments(
+    parser: argparse.ArgumentParser, arguments: list[str] | None
+) -> tuple[argparse.Namespace, list[str]]:
+    """Parse a command's own options and leave Beam's to Beam.
+
+    Returns:
+        The parsed namespace, and the arguments that belong to Beam's pipeline options.
+
+    Raises:
+        SystemExit: with code 2 and one line, on an option that is neither the command's nor Beam's.
+    """
+    options, rest = parser.parse_known_args(arguments)
+    if rest:
+        unknown = [argument.split("=")[0] for argument in _not_of_beam(rest)]
+        if unknown:
+            own = [name for action in parser._actions for name in action.option_strings]
+            near = difflib.get_close_matches(unknown[0], own, n=1)
+            hint = f"; did you mean {near[0]}?" if near else "; see --help"
+            parser.exit(REFUSED, f"{parser.prog}: unknown argument {unknown[0]}{hint}\n")
+    return options, rest
+
+
+def _not_of_beam(arguments: list[str]) -> list[str]:
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    beam = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for options in PipelineOptions.__subclasses__():
+        try:
+            options._add_argparse_args(beam)
+        except argparse.ArgumentError:
+            continue
+    return beam.parse_known_args(arguments)[1]

@@ -1,0 +1,170 @@
+"""Prepared shards for training: each image decoded once, by :mod:`model.preprocess`, into a cache of uint8 pixels."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from model.dataset_info import DatasetInfo
+from model.errors import InputError
+from model.lookahead import chunked, map_ahead
+from model.preprocess import DecodeError, preprocess
+
+CHUNK = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One split of the prepared data, decoded.
+
+    Attributes:
+        name: ``train``, ``val`` or ``test``.
+        pixels: uint8[images, size, size, 3], mapped from disk.
+        labels: int64[images], index of the class.
+    """
+
+    name: str
+    pixels: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+
+
+def read_examples(paths: Sequence[str]) -> Iterator[tuple[bytes, int]]:
+    """Encoded images and class indices of TFRecord shards, in order.
+
+    Raises:
+        InputError: a shard is missing or damaged.
+    """
+    features = {
+        "image/encoded": tf.io.FixedLenFeature([], tf.string),
+        "image/class/label": tf.io.FixedLenFeature([], tf.int64),
+    }
+    examples = tf.data.TFRecordDataset(list(paths)).batch(CHUNK).map(lambda batch: tf.io.parse_example(batch, features))
+    try:
+        for batch in examples.as_numpy_iterator():
+            yield from zip(batch["image/encoded"], map(int, batch["image/class/label"]), strict=True)
+    except (tf.errors.DataLossError, tf.errors.NotFoundError, tf.errors.InvalidArgumentError) as error:
+        raise InputError(f"cannot read the prepared shards: {error.message}; run jobs.prepare again") from error
+
+
+def load_split(info: DatasetInfo, name: str, size: int, progress: Callable[[int], None] | None = None) -> Split:
+    """A split at one image size, from the cache beside the prepared data, which is filled first where it is not there.
+
+    Args:
+        info: the prepared data.
+        name: ``train``, ``val`` or ``test``.
+        size: side of the square images in pixels.
+        progress: called with the number of images each time some are decoded.
+
+    Raises:
+        InputError: the shards cannot be read.
+    """
+    folder = cache_folder(info)
+    stem = f"{name}-{size}"
+    pixels_path, labels_path = folder / f"{stem}-pixels.npy", folder / f"{stem}-labels.npy"
+    if not labels_path.exists():
+        count = info.count(name)
+        with _unfinished(pixels_path) as (unfinished_pixels, keep_pixels):
+            pixels = np.lib.format.open_memmap(
+                unfinished_pixels, mode="w+", dtype=np.uint8, shape=(count, size, size, 3)
+            )
+            labels = np.zeros(count, np.int64)
+            filled = 0
+            for chunk_pixels, chunk_labels in decode_split(info, name, size):
+                pixels[filled : filled + len(chunk_labels)] = chunk_pixels
+                labels[filled : filled + len(chunk_labels)] = chunk_labels
+                filled += len(chunk_labels)
+                if progress:
+                    progress(len(chunk_labels))
+            pixels.flush()
+            keep_pixels()
+        # The labels come last: where they are, the pixels are whole.
+        with _unfinished(labels_path) as (unfinished_labels, keep_labels):
+            np.save(unfinished_labels, labels)
+            keep_labels()
+    return Split(name, np.load(pixels_path, mmap_mode="r"), np.load(labels_path))
+
+
+def decode_split(
+    info: DatasetInfo, name: str, size: int
+) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]]:
+    """Decode a split in chunks: pixels uint8[chunk, size, size, 3] and labels int64[chunk], in the shards' order.
+
+    Raises:
+        InputError: a shard is damaged, holds fewer images than ``dataset.json`` says, or holds one that is unreadable.
+    """
+
+    def decode(chunk: list[tuple[bytes, int]]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+        try:
+            pixels = np.stack([preprocess(encoded, size).pixels for encoded, _ in chunk])
+        except DecodeError as error:
+            raise InputError(f"the prepared {name} shards hold an unreadable image: {error}; prepare again") from error
+        return pixels, np.array([label for _, label in chunk], np.int64)
+
+    count = 0
+    for pixels, labels in map_ahead(decode, chunked(read_examples(info.shard_paths(name)), CHUNK), os.cpu_count() or 1):
+        count += len(labels)
+        yield pixels, labels
+    if count != info.count(name):
+        raise InputError(f"the {name} shards hold {count} images, dataset.json says {info.count(name)}: prepare again")
+
+
+def batches(split: Split, batch_size: int, shuffle_seed: int | None = None) -> Any:
+    """A tf.data.Dataset of (pixels uint8[batch, size, size, 3], one-hot labels float32[batch, classes' number]).
+
+    Args:
+        split: the decoded images.
+        batch_size: images per batch over all replicas.
+        shuffle_seed: order the images anew in each epoch; None keeps the shards' order.
+    """
+    shape = split.pixels.shape[1:]
+
+    def gather(indices: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+        return split.pixels[indices], split.labels[indices]
+
+    def load(indices: Any) -> tuple[Any, Any]:
+        pixels, labels = tf.numpy_function(gather, [indices], (tf.uint8, tf.int64))
+        return tf.ensure_shape(pixels, (None, *shape)), tf.ensure_shape(labels, (None,))
+
+    indices = tf.data.Dataset.range(len(split.labels))
+    if shuffle_seed is not None:
+        indices = indices.shuffle(max(len(split.labels), 1), seed=shuffle_seed, reshuffle_each_iteration=True)
+    # One call into Python per batch only: a call per image would queue on the interpreter lock.
+    return _unsharded(indices.batch(batch_size).map(load).prefetch(tf.data.AUTOTUNE))
+
+
+def _unsharded(dataset: Any) -> Any:
+    # A source without files cannot be sharded by file: say so, rather than have every strategy warn about it.
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return dataset.with_options(options)
+
+
+def cache_folder(info: DatasetInfo) -> Path:
+    """Where decoded pixels and features of this data are kept: ``DATA/_cache/<fingerprint>``."""
+    folder = Path(info.data) / "_cache" / info.fingerprint[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the cache {folder}: {error.strerror}") from error
+    return folder
+
+
+class _unfinished:  # noqa: N801
+    """A file written under another name, renamed only when ``keep`` was called."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._unfinished = path.with_name(f".{os.getpid()}-{path.name}")
+
+    def __enter__(self) -> tuple[Path, Callable[[], None]]:
+        return self._unfinished, lambda: os.replace(self._unfinished, self._path)
+
+    def __exit__(self, *_: object) -> None:
+        self._unfinished.unlink(missing_ok=True)

@@ -1,0 +1,125 @@
+"""The one way from the bytes of an image file to the pixels that a network sees."""
+
+from __future__ import annotations
+
+import io
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+MAXIMUM_PIXELS = 178_956_970
+"""Images of more pixels are refused: Pillow's own limit against decompression bombs."""
+
+DRAFT_SCALE = 2
+"""JPEG's scaled decoding may shrink an image to this many times the network's input, never below."""
+
+
+class DecodeError(Exception):
+    """The bytes are no readable image.
+
+    Attributes:
+        code: ``empty``, ``not_an_image``, ``truncated``, ``too_large`` or ``corrupt``.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Preprocessed(NamedTuple):
+    """Pixels for the network, uint8[size, size, 3] in RGB, and the upright image's own width and height in pixels."""
+
+    pixels: npt.NDArray[np.uint8]
+    width: int
+    height: int
+
+
+def decode_image(encoded: bytes) -> Image.Image:
+    """Decode an image file wholly, at full size.
+
+    Args:
+        encoded: bytes of a JPEG, PNG, BMP, GIF (first frame), TIFF or WebP file.
+
+    Returns:
+        An upright image (EXIF orientation honoured) in mode RGB.
+
+    Raises:
+        DecodeError: the bytes are no image, or one that is cut or corrupt.
+    """
+    return _decode(encoded, None)[0]
+
+
+def preprocess(encoded: bytes, size: int) -> Preprocessed:
+    """Decode an image file and resize it to the network's square input.
+
+    The resize is bilinear with a support that grows with the reduction, so that it averages over every source pixel
+    and thin cracks of large photos fade rather than vanish. The aspect ratio is not kept: training does the same.
+
+    Args:
+        encoded: bytes of an image file.
+        size: side of the square in pixels.
+
+    Raises:
+        DecodeError: as :func:`decode_image`.
+    """
+    image, width, height = _decode(encoded, size)
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    return Preprocessed(np.asarray(image), width, height)
+
+
+def brightness(pixels: npt.NDArray[np.uint8]) -> float:
+    """Mean of all pixels and channels, in [0, 255]."""
+    return float(pixels.mean(dtype=np.float64))
+
+
+def encode_thumbnail(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """JPEG of pixels uint8[height, width, 3], for a report."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=85)
+    return stream.getvalue()
+
+
+def _decode(encoded: bytes, size: int | None) -> tuple[Image.Image, int, int]:
+    if not encoded:
+        raise DecodeError("empty", "the file is empty")
+    try:
+        image: Image.Image = Image.open(io.BytesIO(encoded))
+        width, height = image.size
+        if width * height > MAXIMUM_PIXELS:
+            raise DecodeError("too_large", f"{width} x {height} pixels are more than {MAXIMUM_PIXELS:,}")
+        if size is not None:
+            image.draft("RGB", (DRAFT_SCALE * size, DRAFT_SCALE * size))
+        image.load()
+        if image.mode == "RGB" and not image.info.get("exif"):
+            return image, width, height
+        upright = ImageOps.exif_transpose(_to_rgb(image))
+    except UnidentifiedImageError:
+        raise DecodeError("not_an_image", "the bytes are no image of a known format") from None
+    except Image.DecompressionBombError as error:
+        raise DecodeError("too_large", _one_line(error)) from None
+    except DecodeError:
+        raise
+    except Exception as error:
+        # Pillow's decoders raise a dozen kinds of errors on damaged bytes, SyntaxError and struct.error among them.
+        code = "truncated" if "truncated" in str(error) else "corrupt"
+        raise DecodeError(code, _one_line(error)) from None
+    if (image.width > image.height) != (upright.width > upright.height):
+        width, height = height, width
+    return upright, width, height
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        # Pillow's own conversion clips 16-bit greys to 255 rather than scaling them.
+        grey = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        grey.info.update(image.info)
+        grey.getexif().update(image.getexif())
+        image = grey
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _one_line(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]

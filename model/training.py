@@ -1,0 +1,297 @@
+"""Training: features computed once under a frozen backbone, or the whole network from the decoded images."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from model import metrics
+from model.dataset import batches, cache_folder, decode_split, load_split
+from model.dataset_info import SPLITS, DatasetInfo
+from model.drift import reference_statistics
+from model.errors import InputError
+from model.export import convert_to_litert
+from model.litert import InterpreterPool
+from model.lookahead import map_ahead
+from model.network import (
+    Projection,
+    build_augmentation,
+    build_backbone,
+    build_classifier,
+    build_head,
+    build_serving,
+    fit_projection,
+)
+from model.spec import ModelSpec, TrainConfig
+from model.strategy import has_gpu
+
+PREDICT_BATCH = 256
+
+
+class Features(NamedTuple):
+    """What a backbone makes of a split.
+
+    Attributes:
+        values: float32[images, channels], pooled features.
+        labels: int64[images], index of the class.
+        brightness: float32[images], mean of the pixels, in [0, 255].
+    """
+
+    values: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+    brightness: npt.NDArray[np.float32]
+
+
+class Evaluation(NamedTuple):
+    """Loss (categorical cross-entropy in nats) and counts of a network on a split."""
+
+    loss: float
+    counts: metrics.MetricCounts
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """The outcome of a training.
+
+    Attributes:
+        serving: the Keras model to export, on one device.
+        spec: what it is.
+        history: accuracy, loss, val_accuracy and val_loss, one number per epoch.
+        before: evaluation on the validation split before the first step.
+        validation, test: evaluations after the last one.
+        reference: content of ``reference.json``.
+    """
+
+    serving: Any
+    spec: ModelSpec
+    history: Mapping[str, list[float]]
+    before: Evaluation
+    validation: Evaluation
+    test: Evaluation
+    reference: Mapping[str, Any]
+
+
+class Reporter:
+    """Follows a training; this one says nothing."""
+
+    def stage(self, text: str) -> None:
+        """A line on what begins now."""
+
+    def steps(self, text: str, total: int) -> Callable[[int], None]:
+        """Begin a bar of ``total`` steps; the returned function moves it on."""
+        return lambda _: None
+
+    def callbacks(self) -> list[Any]:
+        """Keras callbacks to train with."""
+        return []
+
+
+def train(
+    config: TrainConfig,
+    info: DatasetInfo,
+    weights: str | None,
+    strategy: Any,
+    positive_class: str,
+    log_folder: Path,
+    reporter: Reporter | None = None,
+) -> Trained:
+    """Train a recipe on prepared data.
+
+    Args:
+        config: the recipe.
+        info: the prepared data.
+        weights: of the backbone: ``imagenet``, the path of a file, or None.
+        strategy: a tf.distribute strategy; the global batch is the recipe's times the replicas, and so is the
+            learning rate (linear scaling, Goyal et al. 2017).
+        positive_class: the class that precision and recall speak of.
+        log_folder: where the TensorBoard logs go.
+        reporter: told how far it is.
+
+    Raises:
+        InputError: the data or the weights cannot be used.
+    """
+    reporter = reporter or Reporter()
+    for name in SPLITS:
+        if info.count(name) == 0:
+            raise InputError(f"the {name} split of {info.data} is empty: prepare more images or another --split")
+    keras.utils.set_random_seed(config.seed)
+    stage = _train_frozen if config.frozen else _train_whole
+    backbone, head, history, before, features = stage(config, info, weights, strategy, log_folder, reporter)
+    spec = ModelSpec(
+        classes=info.classes,
+        positive_class=positive_class,
+        image_size=config.image_size,
+        threshold=0.5,
+        backbone=config.backbone,
+        recipe=config.recipe,
+        embedding_size=0,
+        data_fingerprint=info.fingerprint,
+    )
+    projection = fit_projection(features["train"].values)
+    spec = dataclasses.replace(spec, embedding_size=projection.matrix.shape[1])
+    after = {name: head.predict(features[name].values, PREDICT_BATCH, verbose=0) for name in ("train", "val", "test")}
+    embedding = (features["train"].values - projection.mean) @ projection.matrix
+    return Trained(
+        serving=_on_one_device(config, backbone, head, projection),
+        spec=spec,
+        history=history,
+        before=before,
+        validation=_evaluate(info, features["val"].labels, after["val"]),
+        test=_evaluate(info, features["test"].labels, after["test"]),
+        reference=reference_statistics(after["train"], embedding, features["train"].brightness),
+    )
+
+
+def _train_frozen(
+    config: TrainConfig, info: DatasetInfo, weights: str | None, strategy: Any, log_folder: Path, reporter: Reporter
+) -> Any:
+    with strategy.scope():
+        backbone = build_backbone(config.backbone, config.image_size, weights, trainable=False)
+    features = {name: _cached_features(backbone, config, info, name, reporter) for name in SPLITS}
+    reporter.stage("training the head on the features: a frozen backbone needs each image once")
+    with strategy.scope():
+        head = build_head(backbone.output_shape[-1], len(info.classes), config.dropout)
+        _compile(head, config, strategy)
+    before = _evaluate(info, features["val"].labels, head.predict(features["val"].values, PREDICT_BATCH, verbose=0))
+    one_hot = {name: np.eye(len(info.classes), dtype=np.float32)[features[name].labels] for name in SPLITS}
+    history = head.fit(
+        features["train"].values,
+        one_hot["train"],
+        batch_size=config.batch_size * strategy.num_replicas_in_sync,
+        epochs=config.epochs,
+        validation_data=(features["val"].values, one_hot["val"]),
+        callbacks=_callbacks(log_folder, reporter),
+        verbose=0,
+    )
+    return backbone, head, history.history, before, features
+
+
+def _train_whole(
+    config: TrainConfig, info: DatasetInfo, weights: str | None, strategy: Any, log_folder: Path, reporter: Reporter
+) -> Any:
+    advance = reporter.steps("decoding the images", sum(info.count(name) for name in SPLITS))
+    splits = {name: load_split(info, name, config.image_size, advance) for name in SPLITS}
+    reporter.stage("training the whole network on the decoded images")
+    with strategy.scope():
+        backbone = build_backbone(config.backbone, config.image_size, weights, trainable=True)
+        head = build_head(backbone.output_shape[-1], len(info.classes), config.dropout)
+        augmentation = build_augmentation(config.seed) if config.augmented else None
+        classifier = build_classifier(backbone, head, augmentation)
+        _compile(classifier, config, strategy)
+
+    def one_hot(pixels: Any, labels: Any) -> tuple[Any, Any]:
+        return pixels, keras.ops.one_hot(labels, len(info.classes))
+
+    global_batch = config.batch_size * strategy.num_replicas_in_sync
+    in_order = {name: batches(splits[name], PREDICT_BATCH) for name in SPLITS}
+    before = _evaluate(info, splits["val"].labels, classifier.predict(in_order["val"], verbose=0))
+    history = classifier.fit(
+        batches(splits["train"], global_batch, config.seed).map(one_hot),
+        epochs=config.epochs,
+        validation_data=in_order["val"].map(one_hot),
+        callbacks=_callbacks(log_folder, reporter),
+        verbose=0,
+    )
+    reporter.stage("evaluating")
+    features = {
+        name: Features(
+            backbone.predict(in_order[name].map(lambda pixels, _: pixels), verbose=0), split.labels, _brightness(split)
+        )
+        for name, split in splits.items()
+    }
+    return backbone, head, history.history, before, features
+
+
+def _brightness(split: Any) -> npt.NDArray[np.float32]:
+    return np.array([pixels.mean(dtype=np.float64) for pixels in split.pixels], np.float32)
+
+
+def _compile(model: Any, config: TrainConfig, strategy: Any) -> None:
+    model.compile(
+        optimizer=keras.optimizers.Adam(config.learning_rate * strategy.num_replicas_in_sync),
+        loss="categorical_crossentropy",
+        metrics=["accuracy"],
+    )
+
+
+def _callbacks(log_folder: Path, reporter: Reporter) -> list[Any]:
+    return [keras.callbacks.TensorBoard(str(log_folder)), *reporter.callbacks()]
+
+
+def _evaluate(info: DatasetInfo, labels: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float32]) -> Evaluation:
+    of_label = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    counts = metrics.count(
+        info.classes, [info.classes[label] for label in labels], probabilities.argmax(axis=1), probabilities
+    )
+    return Evaluation(float(-np.log(np.maximum(of_label, 1e-7)).mean()), counts)
+
+
+def _on_one_device(config: TrainConfig, backbone: Any, head: Any, projection: Projection) -> Any:
+    """The trained weights in a new network: what a strategy wove in is left behind."""
+    fresh = build_backbone(config.backbone, config.image_size, None, trainable=False)
+    fresh_head = build_head(fresh.output_shape[-1], head.output_shape[-1], config.dropout)
+    fresh.set_weights(backbone.get_weights())
+    fresh_head.set_weights(head.get_weights())
+    return build_serving(fresh, fresh_head, projection)
+
+
+def _cached_features(backbone: Any, config: TrainConfig, info: DatasetInfo, name: str, reporter: Reporter) -> Features:
+    """Features of a split, from the cache where the same backbone has seen the same data before."""
+    digest = hashlib.sha256(f"{config.backbone} {config.image_size}".encode())
+    for weight in backbone.get_weights():
+        digest.update(np.ascontiguousarray(weight).tobytes())
+    path = cache_folder(info) / f"{name}-features-{digest.hexdigest()[:16]}.npz"
+    if path.exists():
+        reporter.stage(f"features of the {name} split: from the cache")
+        with np.load(path) as stored:
+            return Features(stored["values"], stored["labels"], stored["brightness"])
+    advance = reporter.steps(f"features of the {name} split", info.count(name))
+    features = _compute_features(backbone, config, info, name, advance)
+    unfinished = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        with open(unfinished, "wb") as stream:
+            np.savez(stream, **features._asdict())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return features
+
+
+def _compute_features(
+    backbone: Any, config: TrainConfig, info: DatasetInfo, name: str, advance: Callable[[int], None]
+) -> Features:
+    chunks = decode_split(info, name, config.image_size)
+    if has_gpu():
+        predicted = ((pixels, labels, backbone.predict_on_batch(pixels)) for pixels, labels in chunks)
+    else:
+        predicted = _features_by_litert(backbone, chunks)
+    values, all_labels, brightness = [], [], []
+    for pixels, labels, features in predicted:
+        values.append(np.asarray(features, np.float32))
+        all_labels.append(labels)
+        brightness.append(pixels.reshape(len(pixels), -1).mean(axis=1, dtype=np.float64).astype(np.float32))
+        advance(len(labels))
+    return Features(np.concatenate(values), np.concatenate(all_labels), np.concatenate(brightness))
+
+
+def _features_by_litert(backbone: Any, chunks: Any) -> Any:
+    threads = os.cpu_count() or 1
+    pool = InterpreterPool(convert_to_litert(backbone), threads)
+
+    def predict(chunk: Any) -> Any:
+        pixels, labels = chunk
+        parts = [
+            pool.run(pixels[start : start + pool.batch_size])["features"]
+            for start in range(0, len(pixels), pool.batch_size)
+        ]
+        return pixels, labels, np.concatenate(parts)
+
+    return map_ahead(predict, chunks, threads)

@@ -1,0 +1,1 @@
+"""Beam pipelines of crackscan, and the plain functions that they wire."""
