@@ -7,7 +7,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check install clean help
+.PHONY: demo test check install clean constraints help
 
 help:
 	@echo "make demo     synthetic images, a small network, the pipeline, a report: minutes, no download but packages"
@@ -40,6 +40,15 @@ check: $(INSTALLED)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+# backports.strenum 1.3 is not for Python 3.11 although its metadata lets the resolver think so; pip refuses it.
+constraints: $(INSTALLED)
+	$(RUN) -m pip install --quiet uv
+	echo 'backports.strenum<1.3' > $(VENV)/limits.txt
+	{ echo '# Exact versions for Python 3.11 and 3.12, written by make constraints.'; \
+	$(RUN) -m uv pip compile setup.py --all-extras --universal --python-version 3.11 --no-header --no-annotate \
+	--quiet -c $(VENV)/limits.txt; } > $(VENV)/constraints.txt
+	mv $(VENV)/constraints.txt constraints.txt
 
 clean:
 	rm -rf $(VENV) workspace

@@ -104,8 +104,9 @@ def decide(probabilities: npt.NDArray[np.float32], spec: ModelSpec) -> npt.NDArr
     if len(spec.classes) != 2:
         return probabilities.argmax(axis=1).astype(np.int64)
     positive = spec.classes.index(spec.positive_class)
-    reached: npt.NDArray[np.bool_] = probabilities[:, positive] >= spec.threshold
-    return np.where(reached, positive, 1 - positive).astype(np.int64)
+    reached = probabilities[:, positive] >= np.float32(spec.threshold)
+    predicted: npt.NDArray[np.int64] = np.where(reached, np.int64(positive), np.int64(1 - positive))
+    return predicted
 
 
 def choose_engine(name: str) -> str:
