@@ -26,8 +26,9 @@ $(INSTALLED): setup.py constraints.txt
 	@touch $@
 
 demo: $(INSTALLED)
+	rm -rf workspace/demo
 	$(RUN) -m jobs.prepare --source synthetic:2000 --out workspace/demo/data
-	$(RUN) -m jobs.train --recipe small --data workspace/demo/data --out workspace/demo/bundle --overwrite
+	$(RUN) -m jobs.train --recipe small --data workspace/demo/data --out workspace/demo/bundle
 	$(RUN) -m jobs.infer --input workspace/demo/data/test --model workspace/demo/bundle --out workspace/demo/run
 	$(RUN) -m jobs.report workspace/demo/run
 	$(RUN) -m jobs.query workspace/demo/run "SELECT predicted_class, count(*) AS images, round(avg(score), 4) AS mean_score FROM predictions GROUP BY ALL ORDER BY ALL"

@@ -94,7 +94,12 @@ def print_summary(info: DatasetInfo) -> None:
 
     from model.dataset_info import REJECTED_FILE, SPLITS
 
-    table = Table("class", *SPLITS, "all", title=f"{info.data}: images per class and split", title_justify="left")
+    table = Table(
+        "class",
+        *SPLITS,
+        "all",
+    )
+    print(f"{info.data}: images per class and split")
     for column in table.columns[1:]:
         column.justify = "right"
     rows = {name: [info.counts[split][name] for split in SPLITS] for name in info.classes}

@@ -65,9 +65,7 @@ def load_split(info: DatasetInfo, name: str, size: int, progress: Callable[[int]
     Raises:
         InputError: the shards cannot be read.
     """
-    folder = cache_folder(info)
-    stem = f"{name}-{size}"
-    pixels_path, labels_path = folder / f"{stem}-pixels.npy", folder / f"{stem}-labels.npy"
+    pixels_path, labels_path = _cache_files(info, name, size)
     if not labels_path.exists():
         count = info.count(name)
         with _unfinished(pixels_path) as (unfinished_pixels, keep_pixels):
@@ -89,6 +87,16 @@ def load_split(info: DatasetInfo, name: str, size: int, progress: Callable[[int]
             np.save(unfinished_labels, labels)
             keep_labels()
     return Split(name, np.load(pixels_path, mmap_mode="r"), np.load(labels_path))
+
+
+def is_cached(info: DatasetInfo, name: str, size: int) -> bool:
+    """Whether :func:`load_split` finds a split in the cache."""
+    return _cache_files(info, name, size)[1].exists()
+
+
+def _cache_files(info: DatasetInfo, name: str, size: int) -> tuple[Path, Path]:
+    folder = cache_folder(info)
+    return folder / f"{name}-{size}-pixels.npy", folder / f"{name}-{size}-labels.npy"
 
 
 def decode_split(

@@ -101,11 +101,11 @@ def decide(probabilities: npt.NDArray[np.float32], spec: ModelSpec) -> npt.NDArr
     With two classes the positive one is predicted where its probability reaches the spec's threshold; with more, the
     most probable class.
     """
-    if len(spec.classes) != 2:
-        return probabilities.argmax(axis=1).astype(np.int64)
-    positive = spec.classes.index(spec.positive_class)
-    reached = probabilities[:, positive] >= np.float32(spec.threshold)
-    predicted: npt.NDArray[np.int64] = np.where(reached, np.int64(positive), np.int64(1 - positive))
+    predicted: npt.NDArray[np.int64] = probabilities.argmax(axis=1)
+    if len(spec.classes) == 2:
+        positive = spec.classes.index(spec.positive_class)
+        reached = probabilities[:, positive] >= np.float32(spec.threshold)
+        predicted = np.where(reached, np.int64(positive), np.int64(1 - positive))
     return predicted
 
 

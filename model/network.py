@@ -13,7 +13,7 @@ from keras import Model, applications, layers
 from model.errors import InputError
 
 SMALL_CNN = "small_cnn"
-SMALL_CNN_FILTERS = (24, 48, 96, 128)
+SMALL_CNN_FILTERS = (16, 32, 64, 96)
 EMBEDDING_SIZE = 64
 
 
@@ -73,12 +73,11 @@ def _mobilenet_v2(x: Any, image_size: int, weights: str | None) -> Any:
 
 def _small_cnn(x: Any) -> Any:
     for index, filters in enumerate(SMALL_CNN_FILTERS):
-        for half in ("a", "b") if index else ("a",):
-            x = layers.Conv2D(filters, 3, padding="same", use_bias=False, name=f"convolution_{index}{half}")(x)
-            # A momentum of 0.9, not Keras' 0.99: short trainings end before slow moving statistics have arrived.
-            # Synchronised over replicas, so that replica 0, which is exported, has the statistics of all.
-            x = layers.BatchNormalization(momentum=0.9, synchronized=True, name=f"normalization_{index}{half}")(x)
-            x = layers.ReLU(name=f"relu_{index}{half}")(x)
+        x = layers.Conv2D(filters, 3, padding="same", use_bias=False, name=f"convolution_{index}")(x)
+        # A momentum of 0.9, not Keras' 0.99: short trainings end before slow moving statistics have arrived.
+        # Synchronised over replicas, so that replica 0, which is exported, has the statistics of all.
+        x = layers.BatchNormalization(momentum=0.9, synchronized=True, name=f"normalization_{index}")(x)
+        x = layers.ReLU(name=f"relu_{index}")(x)
         x = layers.MaxPooling2D(2, name=f"pooling_{index}")(x)
     average = layers.GlobalAveragePooling2D(name="average_features")(x)
     # A crack covers few pixels: its strongest response says more than the mean over the patch.

@@ -7,13 +7,27 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 MAXIMUM_PIXELS = 178_956_970
 """Images of more pixels are refused: Pillow's own limit against decompression bombs."""
 
 DRAFT_SCALE = 2
 """JPEG's scaled decoding may shrink an image to this many times the network's input, never below."""
+
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image of an EXIF orientation upright; 1 is upright."""
+
+TURNED = (5, 6, 7, 8)
+"""The orientations whose stored width is the upright image's height."""
 
 
 class DecodeError(Exception):
@@ -93,9 +107,10 @@ def _decode(encoded: bytes, size: int | None) -> tuple[Image.Image, int, int]:
         if size is not None:
             image.draft("RGB", (DRAFT_SCALE * size, DRAFT_SCALE * size))
         image.load()
-        if image.mode == "RGB" and not image.info.get("exif"):
-            return image, width, height
-        upright = ImageOps.exif_transpose(_to_rgb(image))
+        orientation = _orientation(image)
+        image = _to_rgb(image)
+        if orientation in UPRIGHT:
+            image = image.transpose(UPRIGHT[orientation])
     except UnidentifiedImageError:
         raise DecodeError("not_an_image", "the bytes are no image of a known format") from None
     except Image.DecompressionBombError as error:
@@ -104,20 +119,24 @@ def _decode(encoded: bytes, size: int | None) -> tuple[Image.Image, int, int]:
         raise
     except Exception as error:
         # Pillow's decoders raise a dozen kinds of errors on damaged bytes, SyntaxError and struct.error among them.
-        code = "truncated" if "truncated" in str(error) else "corrupt"
+        code = "truncated" if "truncated" in str(error).lower() else "corrupt"
         raise DecodeError(code, _one_line(error)) from None
-    if (image.width > image.height) != (upright.width > upright.height):
-        width, height = height, width
-    return upright, width, height
+    return (image, height, width) if orientation in TURNED else (image, width, height)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 where there is none; Pillow has turned TIFF images upright already."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        # The metadata is damaged, the pixels are not. Pillow raises SyntaxError, struct.error and others here.
+        return 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         # Pillow's own conversion clips 16-bit greys to 255 rather than scaling them.
-        grey = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        grey.info.update(image.info)
-        grey.getexif().update(image.getexif())
-        image = grey
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

@@ -19,6 +19,7 @@ RECIPES: dict[str, TrainConfig] = {
             dropout=0.0,
             frozen=True,
             augmented=False,
+            cosine=False,
         ),
         TrainConfig(
             recipe="small",
@@ -27,10 +28,11 @@ RECIPES: dict[str, TrainConfig] = {
             split=(60, 20, 20),
             batch_size=32,
             epochs=12,
-            learning_rate=2e-3,
+            learning_rate=3e-3,
             dropout=0.2,
             frozen=False,
             augmented=True,
+            cosine=True,
         ),
     )
 }

@@ -77,7 +77,8 @@ class TrainConfig:
         learning_rate: of Adam, for one replica; multiplied by the number of replicas.
         dropout: share of the pooled features dropped while training, in [0, 1).
         frozen: the backbone keeps its weights and only the head is trained.
-        augmented: random flips and small rotations while training.
+        augmented: random flips, rotations and changes of brightness and contrast while training.
+        cosine: the learning rate falls to zero along half a cosine, else it stays.
         seed: of the weights and of the order of the images.
     """
 
@@ -91,6 +92,7 @@ class TrainConfig:
     dropout: float
     frozen: bool
     augmented: bool
+    cosine: bool
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -43,6 +43,11 @@ def _split_cpu(count: int) -> None:
         raise InputError(f"--virtual-devices {count}: TensorFlow has already started with {found} CPU devices")
 
 
+def start_devices() -> None:
+    """Start TensorFlow's devices now rather than at the first operation, whose time and messages they would add to."""
+    tf.config.list_logical_devices()
+
+
 def has_gpu() -> bool:
     """Whether TensorFlow sees a GPU."""
     return bool(tf.config.list_physical_devices("GPU"))

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model import metrics
-from model.dataset import batches, cache_folder, decode_split, load_split
+from model.dataset import Split, batches, cache_folder, decode_split, is_cached, load_split
 from model.dataset_info import SPLITS, DatasetInfo
 from model.drift import reference_statistics
 from model.errors import InputError
@@ -159,7 +159,7 @@ def _train_frozen(
     reporter.stage("training the head on the features: a frozen backbone needs each image once")
     with strategy.scope():
         head = build_head(backbone.output_shape[-1], len(info.classes), config.dropout)
-        _compile(head, config, strategy)
+        _compile(head, config, strategy, info.count("train"))
     before = _evaluate(info, features["val"].labels, head.predict(features["val"].values, PREDICT_BATCH, verbose=0))
     one_hot = {name: np.eye(len(info.classes), dtype=np.float32)[features[name].labels] for name in SPLITS}
     history = head.fit(
@@ -177,15 +177,14 @@ def _train_frozen(
 def _train_whole(
     config: TrainConfig, info: DatasetInfo, weights: str | None, strategy: Any, log_folder: Path, reporter: Reporter
 ) -> Any:
-    advance = reporter.steps("decoding the images", sum(info.count(name) for name in SPLITS))
-    splits = {name: load_split(info, name, config.image_size, advance) for name in SPLITS}
+    splits = {name: _decoded(config, info, name, reporter) for name in SPLITS}
     reporter.stage("training the whole network on the decoded images")
     with strategy.scope():
         backbone = build_backbone(config.backbone, config.image_size, weights, trainable=True)
         head = build_head(backbone.output_shape[-1], len(info.classes), config.dropout)
         augmentation = build_augmentation(config.seed) if config.augmented else None
         classifier = build_classifier(backbone, head, augmentation)
-        _compile(classifier, config, strategy)
+        _compile(classifier, config, strategy, info.count("train"))
 
     def one_hot(pixels: Any, labels: Any) -> tuple[Any, Any]:
         return pixels, keras.ops.one_hot(labels, len(info.classes))
@@ -197,6 +196,8 @@ def _train_whole(
         batches(splits["train"], global_batch, config.seed).map(one_hot),
         epochs=config.epochs,
         validation_data=in_order["val"].map(one_hot),
+        # The data set shuffles itself.
+        shuffle=False,
         callbacks=_callbacks(log_folder, reporter),
         verbose=0,
     )
@@ -210,13 +211,25 @@ def _train_whole(
     return backbone, head, history.history, before, features
 
 
-def _brightness(split: Any) -> npt.NDArray[np.float32]:
+def _decoded(config: TrainConfig, info: DatasetInfo, name: str, reporter: Reporter) -> Split:
+    if is_cached(info, name, config.image_size):
+        reporter.stage(f"pixels of the {name} split: from the cache")
+        return load_split(info, name, config.image_size)
+    return load_split(info, name, config.image_size, reporter.steps(f"decoding the {name} split", info.count(name)))
+
+
+def _brightness(split: Split) -> npt.NDArray[np.float32]:
     return np.array([pixels.mean(dtype=np.float64) for pixels in split.pixels], np.float32)
 
 
-def _compile(model: Any, config: TrainConfig, strategy: Any) -> None:
+def _compile(model: Any, config: TrainConfig, strategy: Any, images: int) -> None:
+    replicas = strategy.num_replicas_in_sync
+    rate = config.learning_rate * replicas
+    if config.cosine:
+        steps = config.epochs * -(-images // (config.batch_size * replicas))
+        rate = keras.optimizers.schedules.CosineDecay(rate, steps)
     model.compile(
-        optimizer=keras.optimizers.Adam(config.learning_rate * strategy.num_replicas_in_sync),
+        optimizer=keras.optimizers.Adam(rate),
         loss="categorical_crossentropy",
         metrics=["accuracy"],
     )

@@ -66,11 +66,12 @@ def _run(job: TrainingJob, info: DatasetInfo, positive_class: str, writer: Bundl
     started = time.monotonic()
     with quiet_native_log():
         from model.export import export_model
-        from model.strategy import make_strategy
+        from model.strategy import make_strategy, start_devices
         from model.training import train
         from model.training_progress import ConsoleReporter
 
         strategy = make_strategy(job.strategy, job.virtual_devices)
+        start_devices()
     training = writer.folder / TRAINING_FOLDER
     with ConsoleReporter(job.config) as reporter:
         replicas = strategy.num_replicas_in_sync

@@ -122,8 +122,8 @@ def list_input(pattern: str, wanted: str = "auto", path_column: str | None = Non
     if wanted not in (*FORMATS, "auto"):
         raise InputError(f"the format is one of auto, {', '.join(FORMATS)}, not {wanted!r}")
     pattern = _absolute(pattern)
-    root = _root(pattern)
     files = storage.list_files(pattern)
+    root = _root(pattern)
     if storage.is_remote(pattern) and root == pattern:
         hidden = re.compile(r"(^|/)[._]")
         files = [file for file in files if not hidden.search(relative(file.path, root))]

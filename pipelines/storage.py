@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import glob
 import os
 import posixpath
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 from model.errors import InputError
+
+Result = TypeVar("Result")
 
 GLOB_CHARACTERS = frozenset("*?[")
 
@@ -127,11 +128,11 @@ def list_files(pattern: str) -> list[FileInfo]:
     elif os.path.isdir(pattern):
         found = list(_walk(pattern))
     elif os.path.exists(pattern):
-        found = [FileInfo(pattern, os.stat(pattern).st_size)]
+        found = [_file_info(pattern)]
     else:
         found = []
         for path in glob.glob(pattern, recursive=True):
-            found.extend(_walk(path) if os.path.isdir(path) else [FileInfo(path, os.stat(path).st_size)])
+            found.extend(_walk(path) if os.path.isdir(path) else [_file_info(path)])
     if not found:
         raise InputError(f"no file found at {pattern}")
     return sorted(set(found))
@@ -152,13 +153,15 @@ def _walk(directory: str) -> Iterator[FileInfo]:
         for name in names:
             if name.startswith((".", "_")):
                 continue
-            path = os.path.join(folder, name)
-            try:
-                size = os.stat(path).st_size
-            except OSError:
-                # A dangling link: listed, so that reading it becomes a failure that is counted, not a silent gap.
-                size = 0
-            yield FileInfo(path, size)
+            yield _file_info(os.path.join(folder, name))
+
+
+def _file_info(path: str) -> FileInfo:
+    try:
+        return FileInfo(path, os.stat(path).st_size)
+    except OSError:
+        # A dangling link: listed, so that reading it becomes a failure that is counted, not a silent gap.
+        return FileInfo(path, 0)
 
 
 def _list_remote(pattern: str) -> list[FileInfo]:
@@ -208,27 +211,28 @@ def put(path: str, data: bytes, temporary: str | None = None) -> None:
     unfinished = os.path.join(temporary or folder, f".{uuid.uuid4().hex}.tmp")
     try:
         _write_synced(unfinished, data)
-    except FileNotFoundError:
-        os.makedirs(os.path.dirname(unfinished) or ".", exist_ok=True)
-        _write_synced(unfinished, data)
-    try:
-        os.replace(unfinished, path)
-    except FileNotFoundError:
-        os.makedirs(folder, exist_ok=True)
-        os.replace(unfinished, path)
+        _with_folder(folder, lambda: os.replace(unfinished, path))
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(unfinished)
+        raise
 
 
 def _write_synced(path: str, data: bytes) -> None:
+    stream = _with_folder(os.path.dirname(path), lambda: open(path, "wb"))  # noqa: SIM115
+    with stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _with_folder(folder: str, act: Callable[[], Result]) -> Result:
+    # The folder is there nearly always: asking first would double the calls for every part of a run.
     try:
-        with open(path, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-    except OSError as error:
-        if error.errno != errno.ENOENT:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-        raise
+        return act()
+    except FileNotFoundError:
+        os.makedirs(folder or ".", exist_ok=True)
+        return act()
 
 
 def delete(path: str) -> None:

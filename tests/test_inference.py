@@ -1,0 +1,263 @@
+"""The pipeline on Beam's in-process runner: what it commits, what it skips, what it refuses to finish."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from helpers import table_digests, write_image_folder, write_tfrecord_shards
+from sklearn import metrics as sklearn_metrics
+
+from model.bundle import open_bundle
+from model.engine import LiteRtEngine
+from model.errors import BundleError, InputError, RunError
+from pipelines import finish, inference, units
+from pipelines.handler import WorkUnitModelHandler
+from pipelines.inference_job import InferenceJob, run_inference
+from pipelines.run import Totals, read_markers
+from pipelines.sinks import commit, encode_parquet
+from pipelines.units import InputConfig
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    root = tmp_path_factory.mktemp("shards")
+    write_tfrecord_shards(root, 4, 30)
+    (root / "test-00004-of-00005.tfrecord").write_bytes(b"")
+    return root
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shards, tiny_bundle, tmp_path_factory):
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    run_inference(job(shards, tiny_bundle, run))
+    return run
+
+
+def job(images: Path, bundle: Path, run: Path, **options) -> InferenceJob:
+    return InferenceJob(InputConfig(str(images), **options), str(bundle), str(run), engine="litert", threads=2)
+
+
+def predictions(run: Path) -> list[dict]:
+    return pa.concat_tables(pq.read_table(path) for path in sorted((run / "predictions").iterdir())).to_pylist()
+
+
+def test_every_unit_is_committed_and_the_run_is_finished(undisturbed):
+    markers = list(read_markers(str(undisturbed)))
+    assert [marker.images for marker in markers] == [30, 30, 30, 30, 0]
+    assert len(list((undisturbed / "predictions").iterdir())) == 4
+    assert json.loads((undisturbed / "_SUCCESS").read_bytes()) == {"units": 5, "images": 120, "failures": 0}
+    assert not (undisturbed / "_tmp").exists()
+    assert not (undisturbed / "_lock.json").exists()
+    rows = predictions(undisturbed)
+    assert len({row["image_id"] for row in rows}) == 120
+    assert (undisturbed / "report" / "report.html").stat().st_size > 1000
+
+
+def test_the_report_equals_scikit_learn_on_the_same_rows(undisturbed):
+    rows = predictions(undisturbed)
+    labels = [row["label"] for row in rows]
+    predicted = [row["predicted_class"] for row in rows]
+    metrics = json.loads((undisturbed / "report" / "report.json").read_bytes())["metrics"]
+    theirs = sklearn_metrics.classification_report(labels, predicted, output_dict=True, zero_division=0)
+    assert metrics["accuracy"] == pytest.approx(theirs["accuracy"], abs=1e-12)
+    for name in ("Negative", "Positive"):
+        assert metrics["per_class"][name]["support"] == theirs[name]["support"] == 60
+        assert metrics["per_class"][name]["f1"] == pytest.approx(theirs[name]["f1-score"], abs=1e-12)
+        for value in ("precision", "recall"):
+            assert metrics["per_class"][name][value] == pytest.approx(theirs[name][value], abs=1e-12)
+    for average in ("macro avg", "weighted avg"):
+        ours = metrics[average.replace(" ", "_")]
+        assert ours["f1"] == pytest.approx(theirs[average]["f1-score"], abs=1e-12)
+    matrix = sklearn_metrics.confusion_matrix(labels, predicted, labels=["Negative", "Positive"])
+    assert metrics["confusion_matrix"] == matrix.tolist()
+    positive = np.array([row["probabilities"][1] for row in rows])
+    auc = sklearn_metrics.roc_auc_score([label == "Positive" for label in labels], positive)
+    assert abs(metrics["roc_auc"] - auc) <= metrics["roc_auc_error"] + 1e-12
+
+
+def test_the_pipeline_says_what_the_engine_says_without_it(undisturbed, shards, tiny_bundle):
+    bundle = open_bundle(str(tiny_bundle))
+    engine = LiteRtEngine(bundle, threads=1)
+    direct = {}
+    for unit in units.plan_units(InputConfig(str(shards))):
+        for image in units.read_unit_images(unit, bundle.spec.classes):
+            from model.preprocess import preprocess
+
+            pixels = preprocess(image.encoded, bundle.spec.image_size).pixels
+            direct[image.image_id] = engine.predict(pixels[None]).probabilities[0]
+    for row in predictions(undisturbed):
+        np.testing.assert_allclose(row["probabilities"], direct.pop(row["image_id"]), atol=1e-6)
+    assert not direct
+
+
+def test_a_finished_run_is_left_as_it_is(undisturbed, shards, tiny_bundle):
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.is_file()}
+    outcome = run_inference(job(shards, tiny_bundle, undisturbed))
+    assert outcome.had_finished
+    assert before == {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("lost", [("000001",), ("000000", "000003"), ("000004",), ()])
+def test_only_units_without_a_marker_are_done_again_and_the_tables_are_equal(
+    undisturbed, shards, tiny_bundle, tmp_path, lost
+):
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    (run / "_SUCCESS").unlink()
+    shutil.rmtree(run / "report")
+    for marker in (run / "_commits").iterdir():
+        if marker.name.startswith(lost or "-"):
+            marker.unlink()
+    for part in (run / "predictions").iterdir():
+        if part.name.startswith(lost or "-"):
+            part.write_bytes(b"half a part")
+    kept = {path.name: path.stat().st_mtime_ns for path in (run / "_commits").iterdir()}
+    outcome = run_inference(job(shards, tiny_bundle, run))
+    assert outcome.units_before == 5 - len(lost)
+    after = {path.name: path.stat().st_mtime_ns for path in (run / "_commits").iterdir()}
+    assert {name: time for name, time in after.items() if name in kept} == kept
+    assert table_digests(run) == table_digests(undisturbed)
+    reports = [json.loads((each / "report" / "report.json").read_bytes())["metrics"] for each in (run, undisturbed)]
+    assert reports[0] == reports[1]
+
+
+def test_a_process_that_died_between_run_file_and_plan_can_go_on(undisturbed, shards, tiny_bundle, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(undisturbed / "run.json", run)
+    (run / "plan").mkdir()
+    (run / "plan" / "plan-00000.jsonl").write_bytes(b'{"half')
+    run_inference(job(shards, tiny_bundle, run))
+    assert table_digests(run) == table_digests(undisturbed)
+
+
+def test_another_configuration_input_or_model_is_refused(undisturbed, shards, tiny_bundle, tmp_path):
+    with pytest.raises(RunError, match="labels was auto, is none"):
+        run_inference(job(shards, tiny_bundle, undisturbed, labels="none"))
+    with pytest.raises(RunError, match="images_per_unit was 1000, is 7"):
+        run_inference(job(shards, tiny_bundle, undisturbed, images_per_unit=7))
+    run, more = tmp_path / "run", tmp_path / "shards"
+    shutil.copytree(shards, more)
+    run_inference(job(more, tiny_bundle, run))
+    (more / "test-00004-of-00005.tfrecord").write_bytes((more / "test-00000-of-00004.tfrecord").read_bytes())
+    with pytest.raises(RunError, match="the files of the input have changed"):
+        run_inference(job(more, tiny_bundle, run))
+
+
+def test_what_cannot_be_used_is_refused_before_anything_is_written(shards, tiny_bundle, tmp_path):
+    with pytest.raises(BundleError, match=r"run python -m jobs\.train first"):
+        run_inference(job(shards, tmp_path / "nothing", tmp_path / "run"))
+    with pytest.raises(InputError, match="no file found"):
+        run_inference(job(tmp_path / "nothing", tiny_bundle, tmp_path / "run"))
+    with pytest.raises(InputError, match="engine"):
+        run_inference(dataclasses.replace(job(shards, tiny_bundle, tmp_path / "run"), engine="warp"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_changed_model_file_ends_the_run_without_a_result(shards, tiny_bundle, tmp_path):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, bundle)
+    data = bytearray((bundle / "model.tflite").read_bytes())
+    data[-1] ^= 1
+    (bundle / "model.tflite").write_bytes(data)
+    with pytest.raises(BundleError, match=r"model\.tflite has changed"):
+        run_inference(job(shards, bundle, tmp_path / "run"))
+    assert not (tmp_path / "run" / "_SUCCESS").exists()
+
+
+def test_labels_come_from_folders_only_when_asked_for(tiny_bundle, tmp_path):
+    write_image_folder(tmp_path / "images", 12)
+    for labels, expected in (("auto", {None}), ("from-folder", {"Negative", "Positive"}), ("none", {None})):
+        run = tmp_path / labels
+        outcome = run_inference(job(tmp_path / "images", tiny_bundle, run, labels=labels, images_per_unit=5))
+        assert outcome.units == 3
+        assert {row["label"] for row in predictions(run)} == expected
+        assert (outcome.report["metrics"]["accuracy"] is None) == (expected == {None})
+
+
+def test_bad_images_and_cut_shards_are_accounted_for(shards, tiny_bundle, tmp_path):
+    cut = tmp_path / "shards"
+    shutil.copytree(shards, cut)
+    whole = (cut / "test-00002-of-00004.tfrecord").read_bytes()
+    (cut / "test-00002-of-00004.tfrecord").write_bytes(whole[: len(whole) // 2])
+    outcome = run_inference(job(cut, tiny_bundle, tmp_path / "run"))
+    assert outcome.report["unit_failures"][0]["source"] == "test-00002-of-00004.tfrecord"
+    assert 90 < outcome.report["images"] < 120
+    assert outcome.report["predictions"] + outcome.report["failures"] == outcome.report["images"]
+    assert (tmp_path / "run" / "_SUCCESS").exists()
+
+
+def test_units_are_elements_and_committed_ones_pass_as_totals(undisturbed):
+    from apache_beam.testing.util import assert_that, equal_to
+
+    from pipelines.runner import make_pipeline
+
+    with make_pipeline([]) as root:
+        planned = root | inference.PlanUnits(str(undisturbed))
+        images = planned[inference.COMMITTED] | beam.Map(lambda totals: totals.images)
+        assert_that(images, equal_to([30, 30, 30, 30, 0]))
+        assert_that(planned[inference.PENDING], equal_to([]), label="pending")
+
+
+def test_the_handler_asks_for_one_unit_at_a_time():
+    assert WorkUnitModelHandler("run", "bundle", "litert").batch_elements_kwargs() == {
+        "min_batch_size": 1,
+        "max_batch_size": 1,
+    }
+
+
+def test_whoever_commits_second_writes_nothing(undisturbed, tiny_bundle, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    place = next(units.places(str(run / "plan")))
+    unit = units.read_unit(str(run / "plan"), place)
+    (first, *_) = read_markers(str(run))
+    model = WorkUnitModelHandler(str(run), str(tiny_bundle), "litert", 1)
+    (result,) = model.run_inference([place], model.load_model())
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert commit(str(run), unit, result.tables).to_bytes() == first.to_bytes()
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+
+
+def test_a_part_is_the_same_to_the_byte_each_time():
+    table = pa.table({"a": list(range(1000)), "b": [str(n % 7) for n in range(1000)]})
+    assert encode_parquet(table) == encode_parquet(table.combine_chunks())
+    assert pq.read_table(pa.BufferReader(encode_parquet(table))).equals(table)
+
+
+def totals_of(run: Path) -> Totals:
+    markers = [Totals.of(marker) for marker in read_markers(str(run))]
+    return sum(markers[1:], markers[0])
+
+
+def test_a_run_whose_accounting_does_not_hold_is_not_finished(undisturbed, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    totals = totals_of(run)
+    finish.check_accounting(totals, str(run))
+    with pytest.raises(RunError, match="do not account for 121 images"):
+        finish.check_accounting(dataclasses.replace(totals, images=121), str(run))
+    (run / "predictions" / "999999-aa.parquet").write_bytes(b"")
+    with pytest.raises(RunError, match=r"999999-aa\.parquet, which no unit"):
+        finish.check_accounting(totals, str(run))
+    (run / "predictions" / "999999-aa.parquet").unlink()
+    next((run / "_commits").iterdir()).unlink()
+    with pytest.raises(RunError, match="5 units are planned, 4 committed"):
+        finish.check_accounting(totals, str(run))
+
+
+def test_the_report_can_be_written_again_at_any_time(undisturbed, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    before = json.loads((run / "report" / "report.json").read_bytes())
+    shutil.rmtree(run / "report")
+    assert finish.write_report(str(run)) == json.loads((run / "report" / "report.json").read_bytes())
+    assert json.loads((run / "report" / "report.json").read_bytes()) == before
+    next((run / "_commits").iterdir()).unlink()
+    assert finish.write_report(str(run))["units"] == 4
