@@ -75,17 +75,20 @@ def open_bundle(path: str) -> Bundle:
     file = os.path.join(path, MODEL_FILE)
     try:
         values = json.loads(Path(file).read_bytes())
+        if values["format_version"] > FORMAT_VERSION:
+            version = values["format_version"]
+            raise BundleError(
+                f"{file} is of version {version}; this crackscan reads up to {FORMAT_VERSION}: upgrade it"
+            )
         spec = ModelSpec.from_json(values)
-        files, version = values["files"], values["format_version"]
+        expected = model_fingerprint(spec, values["files"])
     except (FileNotFoundError, NotADirectoryError):
         raise BundleError(f"no model bundle at {path}: run python -m jobs.train first (no {file})") from None
     except OSError as error:
         raise BundleError(f"{file} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, InputError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, InputError) as error:
         raise BundleError(f"{file} is damaged: {error!r}") from error
-    if version > FORMAT_VERSION:
-        raise BundleError(f"{file} is of version {version}; this crackscan reads up to {FORMAT_VERSION}: upgrade it")
-    if spec.fingerprint != model_fingerprint(spec, files):
+    if spec.fingerprint != expected:
         raise BundleError(f"{file} has changed since it was written; train the bundle again")
     return Bundle(path, spec, values)
 
@@ -115,7 +118,8 @@ class BundleWriter:
     """
 
     def __init__(self, out: str, overwrite: bool = False) -> None:
-        self._out = Path(out)
+        # Absolute, because "." has no name to put something beside.
+        self._out = Path(os.path.abspath(out))
         self.folder = self._out.with_name(f"{self._out.name}.unfinished")
         if self._out.exists() and not (self._out.is_dir() and not any(self._out.iterdir())):
             if not (self._out / MODEL_FILE).is_file():

@@ -63,7 +63,7 @@ def load_split(info: DatasetInfo, name: str, size: int, progress: Callable[[int]
         progress: called with the number of images each time some are decoded.
 
     Raises:
-        InputError: the shards cannot be read.
+        InputError: the shards or the cache cannot be read.
     """
     pixels_path, labels_path = _cache_files(info, name, size)
     if not labels_path.exists():
@@ -86,7 +86,10 @@ def load_split(info: DatasetInfo, name: str, size: int, progress: Callable[[int]
         with _unfinished(labels_path) as (unfinished_labels, keep_labels):
             np.save(unfinished_labels, labels)
             keep_labels()
-    return Split(name, np.load(pixels_path, mmap_mode="r"), np.load(labels_path))
+    try:
+        return Split(name, np.load(pixels_path, mmap_mode="r"), np.load(labels_path))
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"the cache {pixels_path.parent} is damaged: remove it and train again") from error
 
 
 def is_cached(info: DatasetInfo, name: str, size: int) -> bool:
@@ -105,7 +108,8 @@ def decode_split(
     """Decode a split in chunks: pixels uint8[chunk, size, size, 3] and labels int64[chunk], in the shards' order.
 
     Raises:
-        InputError: a shard is damaged, holds fewer images than ``dataset.json`` says, or holds one that is unreadable.
+        InputError: a shard is damaged or holds an unreadable image, or they hold fewer or more images than
+            ``dataset.json`` says.
     """
 
     def decode(chunk: list[tuple[bytes, int]]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
@@ -115,12 +119,14 @@ def decode_split(
             raise InputError(f"the prepared {name} shards hold an unreadable image: {error}; prepare again") from error
         return pixels, np.array([label for _, label in chunk], np.int64)
 
-    count = 0
+    count, expected = 0, info.count(name)
     for pixels, labels in map_ahead(decode, chunked(read_examples(info.shard_paths(name)), CHUNK), os.cpu_count() or 1):
         count += len(labels)
+        if count > expected:
+            break
         yield pixels, labels
-    if count != info.count(name):
-        raise InputError(f"the {name} shards hold {count} images, dataset.json says {info.count(name)}: prepare again")
+    if count != expected:
+        raise InputError(f"the {name} shards do not hold the {expected} images that dataset.json says: prepare again")
 
 
 def batches(split: Split, batch_size: int, shuffle_seed: int | None = None) -> Any:

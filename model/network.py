@@ -67,7 +67,8 @@ def _mobilenet_v2(x: Any, image_size: int, weights: str | None) -> Any:
     except Exception as error:
         # Keras raises many kinds here: URLError and ReadError offline, ValueError on shapes, OSError on a damaged file.
         hint = "download them once and give --weights PATH" if weights == "imagenet" else "is it the no-top file?"
-        raise InputError(f"cannot load the weights {weights}: {str(error)[:200]}; {hint}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"cannot load the weights {weights}: {reason}; {hint}") from error
     return layers.GlobalAveragePooling2D(name="features")(network(x))
 
 
@@ -133,7 +134,12 @@ def fit_projection(features: npt.NDArray[np.float32], size: int = EMBEDDING_SIZE
     """Principal-component whitening of features float32[images, channels] to ``size`` numbers or fewer.
 
     Directions whose variance is below a millionth of the largest are left out: dividing by it would blow up noise.
+
+    Raises:
+        InputError: there are fewer than two images, or all have the same features.
     """
+    if len(features) < 2:
+        raise InputError("the training split needs two images or more")
     mean = features.mean(axis=0, dtype=np.float64)
     covariance = np.cov(features, rowvar=False, dtype=np.float64).reshape(features.shape[1], features.shape[1])
     variances, directions = np.linalg.eigh(covariance)

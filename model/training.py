@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -250,7 +251,8 @@ def _evaluate(info: DatasetInfo, labels: npt.NDArray[np.int64], probabilities: n
 def _on_one_device(config: TrainConfig, backbone: Any, head: Any, projection: Projection) -> Any:
     """The trained weights in a new network: what a strategy wove in is left behind."""
     fresh = build_backbone(config.backbone, config.image_size, None, trainable=False)
-    fresh_head = build_head(fresh.output_shape[-1], head.output_shape[-1], config.dropout)
+    # Without dropout, which does nothing here but would be exported with the state of its random numbers.
+    fresh_head = build_head(fresh.output_shape[-1], head.output_shape[-1], dropout=0.0)
     fresh.set_weights(backbone.get_weights())
     fresh_head.set_weights(head.get_weights())
     return build_serving(fresh, fresh_head, projection)
@@ -264,8 +266,11 @@ def _cached_features(backbone: Any, config: TrainConfig, info: DatasetInfo, name
     path = cache_folder(info) / f"{name}-features-{digest.hexdigest()[:16]}.npz"
     if path.exists():
         reporter.stage(f"features of the {name} split: from the cache")
-        with np.load(path) as stored:
-            return Features(stored["values"], stored["labels"], stored["brightness"])
+        try:
+            with np.load(path) as stored:
+                return Features(stored["values"], stored["labels"], stored["brightness"])
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise InputError(f"the cache {path.parent} is damaged: remove it and train again") from error
     advance = reporter.steps(f"features of the {name} split", info.count(name))
     features = _compute_features(backbone, config, info, name, advance)
     unfinished = path.with_name(f".{os.getpid()}-{path.name}")
