@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
+from typing import NoReturn
 
 from model.errors import CrackscanError
 
@@ -17,6 +18,8 @@ DONE = 0
 FAULT = 1
 REFUSED = 2
 TOO_MANY_FAILURES = 3
+
+STOPPED = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "terminated")}
 
 NO_NEWS = (
     # Beam's own cloud client is not installed: runs that touch a cloud say so themselves.
@@ -26,47 +29,64 @@ NO_NEWS = (
 )
 
 
-def run_command(main: Callable[[], int]) -> int:
+def run_command(main: Callable[[], int], continues: bool = False) -> int:
     """Run a command and turn its end into an exit code.
+
+    Args:
+        main: the command.
+        continues: the same command goes on where an interrupted one stopped.
 
     Returns:
         The command's own code; 2 with one line on stderr for an error that the user can act on; 130 or 143 on SIGINT
         and SIGTERM. Any other exception is a fault of this program: it passes with its traceback, and Python exits
         with 1.
     """
+    _open_standard_streams()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     for handler in logging.getLogger().handlers:
         handler.addFilter(_is_news)
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGINT, _interrupt)
+    for number in STOPPED:
+        signal.signal(number, _interrupt)
     try:
         code = main()
         sys.stdout.flush()
         return code
-    except CrackscanError as error:
-        return _refuse(str(error))
-    except KeyboardInterrupt:
-        return _stop(130, "interrupted")
-    except _Terminated:
-        return _stop(143, "terminated")
     except BrokenPipeError:
         # The reader of stdout (head, less) has gone; the interpreter must not fail again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+    except BaseException as error:
+        if _received:
+            # Also where a library has turned the interruption into an exception of its own, as DuckDB does.
+            return _stop(_received[0], continues)
+        if isinstance(error, CrackscanError):
+            return _refuse(str(error))
+        raise
+
+
+def _open_standard_streams() -> None:
+    """A daemon may start us with standard streams closed; a file of ours must not get their numbers."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
 
 
 def _is_news(record: logging.LogRecord) -> bool:
     return not any(text in record.getMessage() for text in NO_NEWS)
 
 
-class _Terminated(BaseException):
-    pass
+_received: list[int] = []
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
     # Beam logs the interruption as an error with a long traceback; nothing after it is news.
     logging.disable(logging.CRITICAL)
-    raise KeyboardInterrupt if number == signal.SIGINT else _Terminated
+    _received.append(number)
+    raise KeyboardInterrupt
 
 
 def _refuse(message: str) -> int:
@@ -74,8 +94,9 @@ def _refuse(message: str) -> int:
     return REFUSED
 
 
-def _stop(code: int, word: str) -> int:
-    print(f"crackscan: {word}; the same command continues", file=sys.stderr)
+def _stop(number: int, continues: bool) -> int:
+    code, word = STOPPED[signal.Signals(number)]
+    print(f"crackscan: {word}{'; the same command continues' if continues else ''}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     # Worker threads of the runner may be in the middle of a work unit; waiting for them would swallow the signal.
@@ -104,10 +125,17 @@ def split_beam_arguments(
     return options, rest
 
 
+class _BeamParser(argparse.ArgumentParser):
+    """One line where argparse would print all of Beam's usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(REFUSED, f"crackscan: {message}\n")
+
+
 def _not_of_beam(arguments: list[str]) -> list[str]:
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    beam = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    beam = _BeamParser(add_help=False, allow_abbrev=False)
     for options in PipelineOptions.__subclasses__():
         try:
             options._add_argparse_args(beam)

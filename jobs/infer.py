@@ -87,9 +87,12 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command."""
     options, beam_arguments = split_beam_arguments(parser(), arguments)
+    from model.errors import InputError
     from pipelines.inference_job import InferenceJob, run_inference
     from pipelines.units import InputConfig
 
+    if options.max_failures is not None and options.max_failures < 0:
+        raise InputError(f"--max-failures {options.max_failures}: give 0 or more")
     outcome = run_inference(
         InferenceJob(
             input=InputConfig(
@@ -121,6 +124,8 @@ def print_summary(run: str, report: dict[str, Any]) -> None:
 
     for line in [*summary(report), *warnings(report)]:
         print(line)
+    for unit in report["unit_failures"]:
+        print(f"  {unit['source']}: {unit['message']}")
     print(f"report: {run}/report/report.html")
     print(f"next: python -m jobs.report {run}, or python -m jobs.query {run}")
 
@@ -134,4 +139,4 @@ def exit_code(report: dict[str, Any], max_failures: int | None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_command(main))
+    raise SystemExit(run_command(main, continues=True))

@@ -29,16 +29,21 @@ def main(arguments: list[str] | None = None) -> int:
     import json
     import sys
 
-    from pipelines.finish import write_report
+    from pipelines.finish import make_report, write_report
     from pipelines.report import render_text
     from pipelines.run import is_finished
 
-    report = write_report(options.run)
+    report = make_report(options.run)
+    try:
+        write_report(options.run, report)
+        written = f"report: {options.run}/report/report.html"
+    except OSError as error:
+        written = f"the report files could not be written: {error}"
     if not is_finished(options.run):
         print(f"{options.run} is not finished: this is of the {report['units']:,} units done so far", file=sys.stderr)
     print(json.dumps(report, indent=1) if options.json else render_text(report), end="")
     if not options.json:
-        print(f"\nreport: {options.run}/report/report.html")
+        print(f"\n{written}")
     return DONE
 
 

@@ -129,13 +129,14 @@ def decode_split(
         raise InputError(f"the {name} shards do not hold the {expected} images that dataset.json says: prepare again")
 
 
-def batches(split: Split, batch_size: int, shuffle_seed: int | None = None) -> Any:
-    """A tf.data.Dataset of (pixels uint8[batch, size, size, 3], one-hot labels float32[batch, classes' number]).
+def batches(split: Split, batch_size: int, shuffle_seed: int | None = None, images: int | None = None) -> Any:
+    """A tf.data.Dataset of (pixels uint8[batch, size, size, 3], labels int64[batch]).
 
     Args:
         split: the decoded images.
         batch_size: images per batch over all replicas.
         shuffle_seed: order the images anew in each epoch; None keeps the shards' order.
+        images: as many in all: fewer than there are leave out the last ones, more repeat the last; None is all.
     """
     shape = split.pixels.shape[1:]
 
@@ -146,9 +147,15 @@ def batches(split: Split, batch_size: int, shuffle_seed: int | None = None) -> A
         pixels, labels = tf.numpy_function(gather, [indices], (tf.uint8, tf.int64))
         return tf.ensure_shape(pixels, (None, *shape)), tf.ensure_shape(labels, (None,))
 
-    indices = tf.data.Dataset.range(len(split.labels))
+    count = len(split.labels)
+    wanted = count if images is None else images
+    indices = tf.data.Dataset.range(count)
     if shuffle_seed is not None:
-        indices = indices.shuffle(max(len(split.labels), 1), seed=shuffle_seed, reshuffle_each_iteration=True)
+        indices = indices.shuffle(max(count, 1), seed=shuffle_seed, reshuffle_each_iteration=True)
+    if wanted < count:
+        indices = indices.take(wanted)
+    elif wanted > count:
+        indices = indices.concatenate(tf.data.Dataset.range(count - 1, count).repeat(wanted - count))
     # One call into Python per batch only: a call per image would queue on the interpreter lock.
     return _unsharded(indices.batch(batch_size).map(load).prefetch(tf.data.AUTOTUNE))
 

@@ -18,6 +18,7 @@ from model.native_log import quiet_native_log
 from model.spec import ModelSpec
 
 ENGINES = ("auto", "litert", "savedmodel")
+NO_TENSORFLOW = "the savedmodel engine needs TensorFlow: pip install 'crackscan[train]'"
 SAVED_MODEL_BATCH_CPU = 32
 SAVED_MODEL_BATCH_GPU = 256
 
@@ -72,7 +73,7 @@ class SavedModelEngine:
 
                 gpus = tf.config.list_physical_devices("GPU")
         except ImportError as error:
-            raise InputError("the savedmodel engine needs TensorFlow: pip install 'crackscan[train]'") from error
+            raise InputError(NO_TENSORFLOW) from error
         for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)
         # The contract is float32: TensorFloat-32 would cut the mantissa to 10 bits on NVIDIA GPUs.
@@ -122,6 +123,21 @@ def choose_engine(name: str) -> str:
     # Looked for, not imported: importing TensorFlow to find that there is no GPU takes seconds and 600 MB.
     has_device = bool(glob.glob("/dev/nvidia[0-9]*"))
     return "savedmodel" if has_device and importlib.util.find_spec("tensorflow") else "litert"
+
+
+def check_engine(name: str, bundle: Bundle) -> None:
+    """Check that an engine can be opened on a bundle, without opening it.
+
+    Raises:
+        InputError: its runtime is not installed.
+        BundleError: a file that it needs is missing or changed.
+    """
+    if name == "savedmodel":
+        if importlib.util.find_spec("tensorflow") is None:
+            raise InputError(NO_TENSORFLOW)
+        bundle.verified_saved_model()
+    else:
+        bundle.verified(LITERT_FILE)
 
 
 def open_engine(name: str, bundle: Bundle, threads: int | None = None) -> Engine:

@@ -7,10 +7,36 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import (
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 
 MAXIMUM_PIXELS = 178_956_970
-"""Images of more pixels are refused: Pillow's own limit against decompression bombs."""
+"""Images of more pixels are refused: twice Pillow's limit of suspicion, where Pillow itself refuses them."""
+# Checked here, before any pixel is decoded; Pillow's own check would also warn on stderr below it.
+Image.MAX_IMAGE_PIXELS = None
+
+FORMATS = tuple(
+    plugin.format
+    for plugin in (
+        JpegImagePlugin.JpegImageFile,
+        PngImagePlugin.PngImageFile,
+        BmpImagePlugin.BmpImageFile,
+        GifImagePlugin.GifImageFile,
+        TiffImagePlugin.TiffImageFile,
+        WebPImagePlugin.WebPImageFile,
+    )
+)
+"""Pillow reads many more, some by starting other programs (EPS runs Ghostscript): photos need none of them. Imported
+above, because Pillow's own lazy loading of them is not safe in threads."""
 
 DRAFT_SCALE = 2
 """JPEG's scaled decoding may shrink an image to this many times the network's input, never below."""
@@ -100,7 +126,7 @@ def _decode(encoded: bytes, size: int | None) -> tuple[Image.Image, int, int]:
     if not encoded:
         raise DecodeError("empty", "the file is empty")
     try:
-        image: Image.Image = Image.open(io.BytesIO(encoded))
+        image: Image.Image = Image.open(io.BytesIO(encoded), formats=FORMATS)
         width, height = image.size
         if width * height > MAXIMUM_PIXELS:
             raise DecodeError("too_large", f"{width} x {height} pixels are more than {MAXIMUM_PIXELS:,}")

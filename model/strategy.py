@@ -19,10 +19,13 @@ def make_strategy(name: str, virtual_devices: int = 0) -> Any:
             machine without GPUs; 0 for none.
 
     Raises:
-        InputError: the name is unknown, or TensorFlow has started already and cannot split the CPU any more.
+        InputError: the name is unknown, virtual devices are asked for without a strategy over devices, or TensorFlow
+            has started already and cannot split the CPU any more.
     """
     if name not in STRATEGIES:
         raise InputError(f"there is no strategy {name!r}; the strategies are {', '.join(STRATEGIES)}")
+    if virtual_devices and name == "default":
+        raise InputError("--virtual-devices only has a meaning with --strategy mirrored")
     if virtual_devices:
         _split_cpu(virtual_devices)
     if name == "default":

@@ -123,6 +123,8 @@ def train(
     for name in SPLITS:
         if info.count(name) == 0:
             raise InputError(f"the {name} split of {info.data} is empty: prepare more images or another --split")
+        if name != "test" and info.count(name) < strategy.num_replicas_in_sync:
+            raise InputError(f"the {name} split has fewer images than there are devices: prepare more images")
     keras.utils.set_random_seed(config.seed)
     stage = _train_frozen if config.frozen else _train_whole
     backbone, head, history, before, features = stage(config, info, weights, strategy, log_folder, reporter)
@@ -138,7 +140,7 @@ def train(
     )
     projection = fit_projection(features["train"].values)
     spec = dataclasses.replace(spec, embedding_size=projection.matrix.shape[1])
-    after = {name: head.predict(features[name].values, PREDICT_BATCH, verbose=0) for name in ("train", "val", "test")}
+    after = {name: _predict(head, features[name].values, strategy) for name in SPLITS}
     embedding = (features["train"].values - projection.mean) @ projection.matrix
     return Trained(
         serving=_on_one_device(config, backbone, head, projection),
@@ -154,21 +156,25 @@ def train(
 def _train_frozen(
     config: TrainConfig, info: DatasetInfo, weights: str | None, strategy: Any, log_folder: Path, reporter: Reporter
 ) -> Any:
-    with strategy.scope():
-        backbone = build_backbone(config.backbone, config.image_size, weights, trainable=False)
+    # Outside of the strategy's scope: on several devices each would compute all features.
+    backbone = build_backbone(config.backbone, config.image_size, weights, trainable=False)
     features = {name: _cached_features(backbone, config, info, name, reporter) for name in SPLITS}
     reporter.stage("training the head on the features: a frozen backbone needs each image once")
     with strategy.scope():
         head = build_head(backbone.output_shape[-1], len(info.classes), config.dropout)
         _compile(head, config, strategy, info.count("train"))
-    before = _evaluate(info, features["val"].labels, head.predict(features["val"].values, PREDICT_BATCH, verbose=0))
-    one_hot = {name: np.eye(len(info.classes), dtype=np.float32)[features[name].labels] for name in SPLITS}
+    before = _evaluate(info, features["val"].labels, _predict(head, features["val"].values, strategy))
+    even = {name: _even(info.count(name), strategy) for name in SPLITS}
+    values = {name: features[name].values[: even[name]] for name in SPLITS}
+    one_hot = {
+        name: np.eye(len(info.classes), dtype=np.float32)[features[name].labels[: even[name]]] for name in SPLITS
+    }
     history = head.fit(
-        features["train"].values,
+        values["train"],
         one_hot["train"],
         batch_size=config.batch_size * strategy.num_replicas_in_sync,
         epochs=config.epochs,
-        validation_data=(features["val"].values, one_hot["val"]),
+        validation_data=(values["val"], one_hot["val"]),
         callbacks=_callbacks(log_folder, reporter),
         verbose=0,
     )
@@ -191,12 +197,13 @@ def _train_whole(
         return pixels, keras.ops.one_hot(labels, len(info.classes))
 
     global_batch = config.batch_size * strategy.num_replicas_in_sync
-    in_order = {name: batches(splits[name], PREDICT_BATCH) for name in SPLITS}
-    before = _evaluate(info, splits["val"].labels, classifier.predict(in_order["val"], verbose=0))
+    before = _evaluate(info, splits["val"].labels, _predict(classifier, splits["val"], strategy))
     history = classifier.fit(
-        batches(splits["train"], global_batch, config.seed).map(one_hot),
+        batches(splits["train"], global_batch, config.seed, _even(info.count("train"), strategy)).map(one_hot),
         epochs=config.epochs,
-        validation_data=in_order["val"].map(one_hot),
+        validation_data=batches(
+            splits["val"], _even(PREDICT_BATCH, strategy), images=_even(info.count("val"), strategy)
+        ).map(one_hot),
         # The data set shuffles itself.
         shuffle=False,
         callbacks=_callbacks(log_folder, reporter),
@@ -204,12 +211,34 @@ def _train_whole(
     )
     reporter.stage("evaluating")
     features = {
-        name: Features(
-            backbone.predict(in_order[name].map(lambda pixels, _: pixels), verbose=0), split.labels, _brightness(split)
-        )
+        name: Features(_predict(backbone, split, strategy), split.labels, _brightness(split))
         for name, split in splits.items()
     }
     return backbone, head, history.history, before, features
+
+
+def _even(images: int, strategy: Any) -> int:
+    """The most images, no more than these, that a strategy's devices share evenly.
+
+    Keras 3.15 fails where the devices' shares of the first batch differ, or where one's share of the last is empty.
+    """
+    replicas = int(strategy.num_replicas_in_sync)
+    return images // replicas * replicas
+
+
+def _predict(model: Any, inputs: Split | npt.NDArray[np.float32], strategy: Any) -> npt.NDArray[np.float32]:
+    """What a network says of a split's pixels or of features; the last image is repeated to share them evenly."""
+    batch_size = _even(PREDICT_BATCH, strategy)
+    replicas = strategy.num_replicas_in_sync
+    if isinstance(inputs, Split):
+        count = len(inputs.labels)
+        padded = batches(inputs, batch_size, images=_even(count + replicas - 1, strategy))
+        outputs = model.predict(padded.map(lambda pixels, _: pixels), verbose=0)
+    else:
+        count = len(inputs)
+        missing = _even(count + replicas - 1, strategy) - count
+        outputs = model.predict(np.concatenate([inputs, inputs[-1:].repeat(missing, 0)]), batch_size, verbose=0)
+    return np.asarray(outputs[:count])
 
 
 def _decoded(config: TrainConfig, info: DatasetInfo, name: str, reporter: Reporter) -> Split:

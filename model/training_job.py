@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,6 +73,8 @@ def _run(job: TrainingJob, info: DatasetInfo, positive_class: str, writer: Bundl
 
         strategy = make_strategy(job.strategy, job.virtual_devices)
         start_devices()
+    # Small data sets make TensorFlow warn of retracing, which costs nothing there.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     training = writer.folder / TRAINING_FOLDER
     with ConsoleReporter(job.config) as reporter:
         replicas = strategy.num_replicas_in_sync

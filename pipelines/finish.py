@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import heapq
 import io
 import json
-import operator
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from model.errors import RunError
-from model.metrics import MetricCounts
 from model.spec import ModelSpec
 from pipelines import storage
 from pipelines.report import ReportSource, Thumbnail, build_report, render_html
@@ -26,8 +23,8 @@ from pipelines.run import (
     Totals,
     committed_units,
     part_path,
-    read_markers,
     read_run,
+    read_totals,
 )
 from pipelines.units import places
 
@@ -50,7 +47,7 @@ def finish_run(totals: Totals, run: str) -> str:
         RunError: the accounting does not hold.
     """
     check_accounting(totals, run)
-    write_report(run, totals)
+    write_report(run, make_report(run, totals))
     storage.delete(storage.join(run, TEMPORARY))
     content = {"units": totals.units, "images": totals.images, "failures": totals.failures}
     storage.put(storage.join(run, SUCCESS), json.dumps(content).encode())
@@ -75,27 +72,31 @@ def check_accounting(totals: Totals, run: str) -> None:
             f"{run}: {totals.predictions:,} predictions and {totals.failures:,} failures do not account for "
             f"{totals.images:,} images"
         )
+    parts = 0
     for table in TABLES:
         names = storage.list_names(storage.join(run, table))
         orphans = [name for name in names if name.removesuffix(".parquet") not in committed]
         if orphans:
             raise RunError(f"{run}/{table} holds {orphans[0]}, which no unit of this run has written: remove it")
+        parts += len(names)
+    if parts != totals.parts:
+        raise RunError(f"{run} holds {parts:,} parts where its units have written {totals.parts:,}: one is gone")
 
 
-def write_report(run: str, totals: Totals | None = None) -> dict[str, Any]:
-    """Write ``report.json`` and ``report.html`` of the committed units, and give the report's values.
+def make_report(run: str, totals: Totals | None = None) -> dict[str, Any]:
+    """The values of ``report.json`` of the units committed by now.
 
     Args:
         run: the run directory.
-        totals: the sums over all its units; merged from the markers by default.
+        totals: the sums over its units; merged from the markers by default.
 
     Raises:
-        RunError: there is no run, or a marker or a part is damaged.
+        RunError: there is no run, or a marker is damaged.
     """
     values = read_run(run)
     spec = ModelSpec.from_json(values["model"])
-    totals = totals or functools.reduce(operator.add, map(Totals.of, read_markers(run)), Totals.zero(spec.classes))
-    report = build_report(
+    totals = totals or read_totals(run, spec.classes)
+    return build_report(
         ReportSource(
             run=values,
             classes=spec.classes,
@@ -110,19 +111,30 @@ def write_report(run: str, totals: Totals | None = None) -> dict[str, Any]:
             seconds=totals.seconds,
         )
     )
-    page = render_html(report, read_thumbnails(run, totals.counts))
+
+
+def write_report(run: str, report: dict[str, Any]) -> None:
+    """Write ``report.json`` and ``report.html``.
+
+    Args:
+        run: the run directory.
+        report: from :func:`make_report`.
+
+    Raises:
+        RunError: a part is damaged.
+        OSError: they cannot be written.
+    """
+    page = render_html(report, read_thumbnails(run, report["metrics"]["labelled"] > 0))
     storage.put(storage.join(run, REPORT, REPORT_JSON), (json.dumps(report, indent=1) + "\n").encode())
     storage.put(storage.join(run, REPORT, REPORT_HTML), page.encode())
-    return report
 
 
-def read_thumbnails(run: str, counts: MetricCounts) -> list[Thumbnail]:
+def read_thumbnails(run: str, labelled: bool) -> list[Thumbnail]:
     """The images that the report shows: the most confident mistakes, or the least certain where nothing is labelled.
 
     Raises:
         RunError: a part is damaged.
     """
-    labelled = counts.labelled > 0
     chosen: list[Thumbnail] = []
     for unit in committed_units(run):
         path = storage.join(run, part_path(THUMBNAILS, unit))

@@ -22,10 +22,11 @@ NAMESPACE = "crackscan"
 
 
 class UnitResult(NamedTuple):
-    """A work unit and what became of its images."""
+    """A work unit, what became of its images, and the fingerprint of the model."""
 
     unit: WorkUnit
     tables: UnitTables
+    model_fingerprint: str
 
 
 class LoadedModel:
@@ -76,7 +77,7 @@ class WorkUnitModelHandler(ModelHandler[Place, UnitResult, LoadedModel]):
             Metrics.counter(NAMESPACE, "images_classified").inc(tables.predictions.num_rows)
             Metrics.counter(NAMESPACE, "images_failed").inc(tables.failures.num_rows)
             Metrics.counter(NAMESPACE, "units_classified").inc()
-            yield UnitResult(unit, tables)
+            yield UnitResult(unit, tables, model.spec.fingerprint)
 
     def batch_elements_kwargs(self) -> Mapping[str, int]:
         """One unit at a time: a unit is a batch of images in itself, and is committed before the next begins."""

@@ -13,7 +13,7 @@ from apache_beam.ml.inference.base import RunInference
 from pipelines import storage
 from pipelines.finish import finish_run
 from pipelines.handler import UnitResult, WorkUnitModelHandler
-from pipelines.run import PLAN, Totals, marker_path, read_marker
+from pipelines.run import PLAN, Totals, read_valid_marker
 from pipelines.sinks import commit
 from pipelines.units import Place, places
 
@@ -30,6 +30,7 @@ class InferenceConfig:
         model: path of the model bundle.
         engine: name of the engine, resolved.
         classes: the model's class names.
+        model_fingerprint: the model's fingerprint.
         threads: threads per worker process that decode and predict; 0 for as many as there are cores.
     """
 
@@ -37,12 +38,13 @@ class InferenceConfig:
     model: str
     engine: str
     classes: tuple[str, ...]
+    model_fingerprint: str
     threads: int = 0
 
 
 def define_pipeline(root: beam.Pipeline, config: InferenceConfig) -> None:
     """Wire the pipeline that classifies the units of a run that are not committed yet, and finishes the run."""
-    planned = root | PlanUnits(config.run)
+    planned = root | PlanUnits(config)
     classified = planned[PENDING] | Classify(config) | Commit(config.run)
     (planned[COMMITTED], classified) | Finish(config)
 
@@ -51,14 +53,15 @@ def define_pipeline(root: beam.Pipeline, config: InferenceConfig) -> None:
 class PlanUnits(beam.PTransform):
     """Read the plan: places of pending units, and the totals of those that an earlier attempt committed."""
 
-    run: str
+    config: InferenceConfig
 
     def expand(self, root: beam.Pipeline) -> beam.DoOutputsTuple:
+        split = SplitCommitted(self.config.run, self.config.model_fingerprint)
         return (
             root
-            | "Run" >> beam.Create([self.run])
+            | "Run" >> beam.Create([self.config.run])
             | "ReadPlan" >> beam.FlatMap(read_places)
-            | "SkipCommitted" >> beam.ParDo(SplitCommitted(self.run)).with_outputs(COMMITTED, PENDING)
+            | "SkipCommitted" >> beam.ParDo(split).with_outputs(COMMITTED, PENDING)
         )
 
 
@@ -104,12 +107,14 @@ class Finish(beam.PTransform):
 class SplitCommitted(beam.DoFn):
     """Tell committed units, as their totals, from pending ones, as their places."""
 
-    def __init__(self, run: str) -> None:
+    def __init__(self, run: str, model_fingerprint: str) -> None:
         self._run = run
+        self._model_fingerprint = model_fingerprint
 
     def process(self, place: Place) -> Iterator[beam.pvalue.TaggedOutput]:
-        if storage.exists(marker_path(self._run, place.name)):
-            yield beam.pvalue.TaggedOutput(COMMITTED, Totals.of(read_marker(self._run, place.name)))
+        marker = read_valid_marker(self._run, place.name, self._model_fingerprint)
+        if marker:
+            yield beam.pvalue.TaggedOutput(COMMITTED, Totals.of(marker))
         else:
             yield beam.pvalue.TaggedOutput(PENDING, place)
 
@@ -121,7 +126,7 @@ def read_places(run: str) -> Iterator[Place]:
 
 def commit_result(result: UnitResult, run: str) -> Totals:
     """Commit a unit and give its totals."""
-    return Totals.of(commit(run, result.unit, result.tables))
+    return Totals.of(commit(run, *result))
 
 
 def merge_totals(zero: Totals, totals: Iterable[Totals]) -> Totals:

@@ -5,28 +5,46 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import time
 from typing import Any
 
+import apache_beam as beam
+
 from model.bundle import Bundle, open_bundle
-from model.engine import choose_engine
+from model.engine import check_engine, choose_engine
 from model.errors import InputError, RunError
 from model.provenance import package_versions
 from pipelines import storage
-from pipelines.finish import REPORT_JSON
+from pipelines.finish import check_accounting, make_report
 from pipelines.formats import Listing, list_input
+from pipelines.inference import InferenceConfig, define_pipeline
+from pipelines.progress import run_progress
 from pipelines.run import (
     FORMAT_VERSION,
     PLAN,
     REPORT,
     RUN_FILE,
+    SUCCESS,
     check_is_run_or_empty,
     committed_units,
     is_finished,
     locked,
     read_run,
+    read_totals,
 )
-from pipelines.units import InputConfig, Place, has_plan, listing_digest, places, plan_units, write_plan
+from pipelines.runner import make_pipeline, run_pipeline
+from pipelines.units import (
+    InputConfig,
+    Place,
+    has_plan,
+    listing_digest,
+    places,
+    plan_digest,
+    plan_units,
+    write_plan,
+)
 
+METRICS_JSON = "metrics.json"
 PACKAGES = ("crackscan", "apache-beam", "pyarrow", "numpy", "pillow", "ai-edge-litert", "tensorflow")
 
 
@@ -41,6 +59,9 @@ class InferenceJob:
         engine: one of :data:`model.engine.ENGINES`.
         threads: threads per worker process that decode and predict; 0 for as many as there are cores.
         beam_arguments: command-line arguments for Beam.
+
+    Raises:
+        InputError: an option has no such value.
     """
 
     input: InputConfig
@@ -50,6 +71,18 @@ class InferenceJob:
     threads: int = 0
     beam_arguments: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.threads < 0:
+            raise InputError(f"--threads {self.threads}: give 1 or more, or 0 for one per core")
+        for option, value in (("--input", self.input.pattern), ("--model", self.model), ("--out", self.out)):
+            if not value:
+                raise InputError(f"{option} is empty")
+        if storage.is_remote(self.out):
+            raise InputError(f"--out {self.out}: a run is written to a local folder; only images are read from buckets")
+        for option, value in (("--model", self.model), ("--out", self.out)):
+            if not value.isprintable():
+                raise InputError(f"{option} {value!r} has characters that no run can be named by")
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
@@ -57,7 +90,7 @@ class Outcome:
 
     Attributes:
         run: the run directory.
-        report: content of its ``report.json``.
+        report: the values of its report.
         units: units of the whole run.
         units_before: units that were committed before this job began.
         had_finished: the run was finished before, and nothing was done.
@@ -78,32 +111,38 @@ def run_inference(job: InferenceJob) -> Outcome:
         BundleError: the bundle is missing or changed.
         RunError: the run was begun with other settings, or another process is writing it.
     """
-    run = job.out if storage.is_remote(job.out) else os.path.abspath(job.out)
-    if storage.is_remote(run):
-        raise InputError(f"--out {run}: a run is written to a local folder; buckets can only be read in this version")
+    run = os.path.abspath(job.out)
     check_is_run_or_empty(run)
     bundle = open_bundle(os.path.abspath(job.model))
     engine = choose_engine(job.engine)
+    check_engine(engine, bundle)
     listing = list_input(job.input.pattern, job.input.format, job.input.path_column)
+    if _reads_below(job.input.pattern, listing.root, run):
+        raise InputError(f"--out {job.out} lies inside the input, which would change by it: give another place")
+    pipeline = make_pipeline(list(job.beam_arguments))
     with locked(run):
         planned = begin_run(run, job.input, listing, bundle, engine)
-        before = set(committed_units(run))
+        before = len(committed_units(run))
         if finished := is_finished(run):
-            check_commits(run, planned, before)
+            _check_finished(run, bundle)
         else:
-            _run_pipeline(run, bundle, engine, job, planned)
-    report = json.loads(storage.read_bytes(storage.join(run, REPORT, REPORT_JSON)))
-    return Outcome(job.out, report, len(planned), len(before), finished)
+            config = InferenceConfig(
+                run, bundle.path, engine, bundle.spec.classes, bundle.spec.fingerprint, job.threads
+            )
+            _run_pipeline(pipeline, config, planned)
+        report = make_report(run)
+    return Outcome(job.out, report, len(planned), before, finished)
 
 
 def begin_run(run: str, config: InputConfig, listing: Listing, bundle: Bundle, engine: str) -> list[Place]:
     """Begin a run, or continue it where it was begun with the same settings; gives its plan.
 
-    ``run.json`` comes first and is never changed; the plan follows from it and from the listing that it vouches for,
-    so that a process that dies between the two leaves a run that can go on.
+    The plan comes first: what is wrong with an input shows while planning, and then no run is left behind that would
+    refuse the corrected command. ``run.json`` vouches for the plan, and is never changed.
 
     Raises:
-        RunError: it was begun with other settings, another model, or other files in the input.
+        InputError: the input cannot be planned.
+        RunError: it was begun with other settings, another model, or other files in the input, or it is damaged.
     """
     settings = {
         **dataclasses.asdict(config),
@@ -113,22 +152,43 @@ def begin_run(run: str, config: InputConfig, listing: Listing, bundle: Bundle, e
         "model_fingerprint": bundle.spec.fingerprint,
         "input_digest": listing_digest(config, listing),
     }
-    if storage.exists(storage.join(run, RUN_FILE)):
-        _check_same(run, read_run(run)["settings"], settings)
-    else:
-        values = {
-            "format_version": FORMAT_VERSION,
-            "settings": settings,
-            "input_files": len(listing.files),
-            "input_bytes": sum(file.size for file in listing.files),
-            "model": {"path": bundle.path, **dataclasses.asdict(bundle.spec)},
-            "versions": package_versions(PACKAGES),
-        }
-        storage.put(storage.join(run, RUN_FILE), (json.dumps(values, indent=1) + "\n").encode())
     plan = storage.join(run, PLAN)
-    if has_plan(plan):
+    if storage.exists(storage.join(run, RUN_FILE)):
+        values = read_run(run)
+        _check_same(run, values["settings"], settings)
+        if not has_plan(plan) or plan_digest(plan) != values["plan_digest"]:
+            raise RunError(f"{plan} is damaged: give another --out")
         return list(places(plan))
-    return write_plan(plan_units(config, listing), plan)
+    if committed_units(run):
+        raise RunError(f"{run} holds committed units and no {RUN_FILE}: give another --out")
+    storage.delete(plan)
+    planned = write_plan(plan_units(config, listing), plan)
+    values = {
+        "format_version": FORMAT_VERSION,
+        "settings": settings,
+        "input_files": len(listing.files),
+        "input_bytes": sum(file.size for file in listing.files),
+        "plan_digest": plan_digest(plan),
+        "model": {"path": bundle.path, **dataclasses.asdict(bundle.spec)},
+        "versions": package_versions(PACKAGES),
+    }
+    storage.put(storage.join(run, RUN_FILE), (json.dumps(values, indent=1) + "\n").encode())
+    return planned
+
+
+def _reads_below(pattern: str, root: str, run: str) -> bool:
+    if storage.is_remote(pattern) or not (os.path.isdir(pattern) or "**" in pattern):
+        return False
+    inner, outer = os.path.realpath(run), os.path.realpath(root)
+    return os.path.commonpath([inner, outer]) == outer
+
+
+def _check_finished(run: str, bundle: Bundle) -> None:
+    try:
+        check_accounting(read_totals(run, bundle.spec.classes), run)
+    except RunError as error:
+        success = storage.join(run, SUCCESS)
+        raise RunError(f"a finished run is damaged ({error}); remove {success} and start again to mend it") from error
 
 
 def _check_same(run: str, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -144,23 +204,10 @@ def _check_same(run: str, before: dict[str, Any], now: dict[str, Any]) -> None:
     raise RunError(f"{run} was begun with other settings ({what}): give another --out")
 
 
-def check_commits(run: str, planned: list[Place], committed: set[str]) -> None:
-    """Check that a finished run still has all its commit markers.
-
-    Raises:
-        RunError: one is gone.
-    """
-    missing = [place.name for place in planned if place.name not in committed]
-    if missing:
-        raise RunError(f"{run} is finished but the commit marker of unit {missing[0]} is gone: give another --out")
-
-
-def _run_pipeline(run: str, bundle: Bundle, engine: str, job: InferenceJob, planned: list[Place]) -> None:
-    from pipelines.inference import InferenceConfig, define_pipeline
-    from pipelines.progress import run_progress
-    from pipelines.runner import make_pipeline, run_pipeline
-
-    pipeline = make_pipeline(list(job.beam_arguments))
-    define_pipeline(pipeline, InferenceConfig(run, bundle.path, engine, bundle.spec.classes, job.threads))
-    with run_progress({place.name: place.size for place in planned}, lambda: committed_units(run)):
-        run_pipeline(pipeline)
+def _run_pipeline(pipeline: beam.Pipeline, config: InferenceConfig, planned: list[Place]) -> None:
+    define_pipeline(pipeline, config)
+    started = time.monotonic()
+    with run_progress({place.name: place.size for place in planned}, lambda: committed_units(config.run)):
+        counters = run_pipeline(pipeline)
+    metrics = {"seconds": round(time.monotonic() - started, 2), "counters": counters}
+    storage.put(storage.join(config.run, REPORT, METRICS_JSON), (json.dumps(metrics, indent=1) + "\n").encode())

@@ -14,7 +14,7 @@ class ImageRecord:
     Attributes:
         image_id: unique within the run: the path relative to the input root, or shard name and key.
         source: the shard or folder it was read from, relative to the input root.
-        position: index within the work unit's source, from 0.
+        position: index within the shard, the manifest, or the sorted files of a folder, from 0.
         encoded: the bytes of the image file.
         label: class name, or None where unlabelled.
     """

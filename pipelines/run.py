@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import functools
+import hashlib
 import json
+import operator
 import os
 import socket
 from collections import Counter
@@ -46,6 +49,7 @@ class Marker:
         seconds: wall time of reading and classifying.
         counts: metric counts over the predictions.
         files: SHA-256 (hexadecimal) of each part, by its path in the run; tables without rows have no part.
+        model_fingerprint: of the model that classified it.
     """
 
     unit: str
@@ -59,6 +63,7 @@ class Marker:
     seconds: float
     counts: MetricCounts
     files: Mapping[str, str]
+    model_fingerprint: str
 
     def to_bytes(self) -> bytes:
         """The marker file's content."""
@@ -82,11 +87,13 @@ class Totals:
 
     Attributes:
         units: number of units.
+        parts: number of parts that they have written.
         images, predictions, failures, failure_codes, input_bytes, seconds, counts: as in :class:`Marker`.
         shard_errors: (source, message) of the shards that could not be read to their end, sorted.
     """
 
     units: int
+    parts: int
     images: int
     predictions: int
     failures: int
@@ -99,13 +106,14 @@ class Totals:
     @classmethod
     def zero(cls, classes: Iterable[str]) -> Totals:
         """The sums over no units."""
-        return cls(0, 0, 0, 0, {}, (), 0, 0.0, MetricCounts.zero(tuple(classes)))
+        return cls(0, 0, 0, 0, 0, {}, (), 0, 0.0, MetricCounts.zero(tuple(classes)))
 
     @classmethod
     def of(cls, marker: Marker) -> Totals:
         """The sums over one unit."""
         return cls(
             units=1,
+            parts=len(marker.files),
             images=marker.images,
             predictions=marker.predictions,
             failures=marker.failures,
@@ -119,6 +127,7 @@ class Totals:
     def __add__(self, other: Totals) -> Totals:
         return Totals(
             units=self.units + other.units,
+            parts=self.parts + other.parts,
             images=self.images + other.images,
             predictions=self.predictions + other.predictions,
             failures=self.failures + other.failures,
@@ -141,8 +150,16 @@ def marker_path(run: str, unit: str) -> str:
 
 
 def committed_units(run: str) -> list[str]:
-    """Names of the units that are committed, sorted."""
-    return [name.removesuffix(".json") for name in storage.list_names(storage.join(run, COMMITS)) if _is_marker(name)]
+    """Names of the units that are committed, sorted.
+
+    Raises:
+        RunError: the markers cannot be listed.
+    """
+    try:
+        names = storage.list_names(storage.join(run, COMMITS))
+    except OSError as error:
+        raise RunError(f"{run}/{COMMITS} cannot be read: {error.strerror}") from error
+    return [name.removesuffix(".json") for name in names if _is_marker(name)]
 
 
 def _is_marker(name: str) -> bool:
@@ -162,6 +179,33 @@ def read_marker(run: str, unit: str) -> Marker:
         raise RunError(f"the commit marker {path} is damaged: {error}; delete it and start the run again") from error
 
 
+def read_valid_marker(run: str, unit: str, model_fingerprint: str) -> Marker | None:
+    """A unit's commit marker if it can be relied on: it is whole, of this model, and its parts are what it says.
+
+    A power cut may keep a marker and lose a part that was written before it. A marker without its parts is void: it is
+    removed, and the unit is done again.
+    """
+    path = marker_path(run, unit)
+    if not storage.exists(path):
+        return None
+    try:
+        marker = read_marker(run, unit)
+        parts = [(storage.read_bytes(storage.join(run, part)), digest) for part, digest in marker.files.items()]
+    except (RunError, OSError):
+        storage.delete(path)
+        return None
+    whole = all(hashlib.sha256(data).hexdigest() == digest for data, digest in parts)
+    if not whole or marker.model_fingerprint != model_fingerprint:
+        storage.delete(path)
+        return None
+    return marker
+
+
+def read_totals(run: str, classes: Iterable[str]) -> Totals:
+    """The sums over a run's commit markers; raises as :func:`read_marker`."""
+    return functools.reduce(operator.add, map(Totals.of, read_markers(run)), Totals.zero(classes))
+
+
 def read_markers(run: str) -> Iterator[Marker]:
     """All commit markers, in the units' order; raises as :func:`read_marker`."""
     return (read_marker(run, unit) for unit in committed_units(run))
@@ -177,9 +221,13 @@ def read_run(run: str) -> dict[str, Any]:
     try:
         values: dict[str, Any] = json.loads(storage.read_bytes(path))
         version = values["format_version"]
+        if version <= FORMAT_VERSION and not {"settings", "model", "plan_digest"} <= set(values):
+            raise ValueError("a key is missing")
     except (FileNotFoundError, NotADirectoryError):
         raise RunError(f"no run at {run}: run python -m jobs.infer first (no {path})") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} is damaged: {error}") from error
     if version > FORMAT_VERSION:
         raise RunError(f"{path} is of version {version}; this crackscan reads up to {FORMAT_VERSION}: upgrade it")
@@ -201,7 +249,10 @@ def check_is_run_or_empty(run: str) -> None:
         return
     if not os.path.isdir(run):
         raise InputError(f"{run} is a file: give the run a folder of its own by --out")
-    present = set(os.listdir(run))
+    try:
+        present = set(os.listdir(run))
+    except OSError as error:
+        raise InputError(f"--out {run} cannot be read: {error.strerror}") from error
     if present and not present & {RUN_FILE, PLAN, LOCK}:
         raise InputError(f"{run} holds other files and no run: give the run a folder of its own by --out")
 
@@ -219,7 +270,10 @@ def locked(run: str) -> Iterator[None]:
     storage.make_directory(run)
     with contextlib.ExitStack() as stack:
         while True:
-            stream = stack.enter_context(open(path, "a+b"))
+            try:
+                stream = stack.enter_context(open(path, "a+b"))
+            except OSError as error:
+                raise RunError(f"{run} cannot be written: {error.strerror}") from error
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:

@@ -14,6 +14,7 @@ import dataclasses
 import gzip
 import hashlib
 import lzma
+import os
 import posixpath
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -105,12 +106,20 @@ def _os_code(error: OSError) -> str:
     return "unreadable" if error.errno or isinstance(error, TimeoutError | ConnectionError) else "corrupt"
 
 
-def read_files(entries: Iterable[FileEntry]) -> Iterator[ImageRecord | Failure]:
+def read_files(entries: Iterable[FileEntry], first: int = 0) -> Iterator[ImageRecord | Failure]:
     """The images of single files, in the order given; a file that is gone or unreadable is a Failure.
 
-    An empty file is a record of no bytes: the decoder refuses it. More than 256 MiB is a Failure (``too-large``).
+    An empty file is a record of no bytes: the decoder refuses it. More than 256 MiB is a Failure (``too-large``), and
+    so is what is no regular file (``not-a-file``): reading a pipe would wait for ever.
+
+    Args:
+        entries: the files.
+        first: position of the first of them.
     """
-    for position, entry in enumerate(entries):
+    for position, entry in enumerate(entries, start=first):
+        if not storage.is_remote(entry.path) and os.path.exists(entry.path) and not os.path.isfile(entry.path):
+            yield Failure(entry.image_id, entry.source, position, "read", "not-a-file", "no regular file")
+            continue
         try:
             with storage.open_input(entry.path) as stream:
                 encoded = stream.read(MAX_IMAGE_BYTES + 1)

@@ -14,7 +14,7 @@ from pipelines.run import FAILURES, PREDICTIONS, TEMPORARY, THUMBNAILS, Marker, 
 from pipelines.units import WorkUnit
 
 
-def commit(run: str, unit: WorkUnit, tables: UnitTables) -> Marker:
+def commit(run: str, unit: WorkUnit, tables: UnitTables, model_fingerprint: str) -> Marker:
     """Write a unit's parts, then its marker; the marker makes them count.
 
     A runner may work on a unit twice at the same time. The parts of both are equal to the byte, each file is put whole,
@@ -24,6 +24,7 @@ def commit(run: str, unit: WorkUnit, tables: UnitTables) -> Marker:
         run: the run directory.
         unit: what was classified.
         tables: its outcome.
+        model_fingerprint: of the model that classified it.
 
     Returns:
         The marker that stands in the run.
@@ -63,6 +64,7 @@ def commit(run: str, unit: WorkUnit, tables: UnitTables) -> Marker:
         seconds=round(tables.seconds, 3),
         counts=tables.counts,
         files=files,
+        model_fingerprint=model_fingerprint,
     )
     storage.put(marker_file, marker.to_bytes(), temporary)
     return marker

@@ -77,6 +77,7 @@ class WorkUnit:
         row_groups: first row group and the one behind the last; None: the whole file.
         files: the files of a folder's or manifest's unit.
         labels, image_column: as in :class:`InputConfig`.
+        first: position of the first of ``files`` in the input's sorted files, or in the manifest.
     """
 
     index: int
@@ -89,6 +90,7 @@ class WorkUnit:
     files: tuple[FileEntry, ...] = ()
     labels: str = "auto"
     image_column: str | None = None
+    first: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -176,7 +178,7 @@ def _folder_units(config: InputConfig, listing: Listing) -> Iterator[dict[str, A
             entries.append(FileEntry(file.path, unique.make(name, position), posixpath.dirname(name) or ".", label))
         source = posixpath.commonpath([entry.source for entry in entries]) or "."
         size = sum(file.size for file in chosen)
-        yield {"source": source, "path": listing.root, "size": size, "files": tuple(entries)}
+        yield {"source": source, "path": listing.root, "size": size, "files": tuple(entries), "first": start}
 
 
 def _manifest_units(config: InputConfig, listing: Listing) -> Iterator[dict[str, Any]]:
@@ -186,12 +188,14 @@ def _manifest_units(config: InputConfig, listing: Listing) -> Iterator[dict[str,
         source = relative(manifest.path, listing.root)
         try:
             files = tuple(itertools.islice(entries, config.images_per_unit))
+            first = 0
             while True:
                 if config.labels == "from-folder":
                     files = tuple(dataclasses.replace(entry, label=_folder_name(entry.path)) for entry in files)
                 elif config.labels == "none":
                     files = tuple(dataclasses.replace(entry, label=None) for entry in files)
-                yield {"source": source, "path": manifest.path, "size": 0, "files": files}
+                yield {"source": source, "path": manifest.path, "size": 0, "files": files, "first": first}
+                first += len(files)
                 if not (files := tuple(itertools.islice(entries, config.images_per_unit))):
                     break
         except OSError as error:
@@ -290,12 +294,27 @@ def places(directory: str) -> Iterator[Place]:
     Raises:
         RunError: the plan is not whole: its writer died, or nothing was planned here.
     """
+    path = storage.join(directory, INDEX_NAME)
     try:
-        index = storage.read_bytes(storage.join(directory, INDEX_NAME))
+        index = storage.read_bytes(path)
     except FileNotFoundError as error:
         raise RunError(f"no whole plan in {directory}: {INDEX_NAME} is missing") from error
-    for line in index.splitlines():
-        yield Place(*json.loads(line))
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        found = [Place(*json.loads(line)) for line in index.splitlines()]
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{path} is damaged: {error}") from error
+    yield from found
+
+
+def plan_digest(directory: str) -> str:
+    """SHA-256 (hexadecimal) of a plan's index.
+
+    Raises:
+        OSError: there is none, or it cannot be read.
+    """
+    return hashlib.sha256(storage.read_bytes(storage.join(directory, INDEX_NAME))).hexdigest()
 
 
 def has_plan(directory: str) -> bool:
@@ -339,7 +358,7 @@ def read_unit_images(unit: WorkUnit, classes: Sequence[str]) -> Iterator[ImageRe
         ShardError: the shard is cut, damaged or gone; the images before that place have been yielded.
     """
     if unit.format in ("folder", "manifest"):
-        for image in shards.read_files(unit.files):
+        for image in shards.read_files(unit.files, unit.first):
             # A folder's name is a class's name, also where it is a number; a column may hold indices.
             if unit.format == "manifest" and unit.labels != "from-folder" and isinstance(image, ImageRecord):
                 image = dataclasses.replace(image, label=shards.resolve_label(image.label, classes))

@@ -21,7 +21,12 @@ SPEC = ModelSpec(
     embedding_size=8,
     data_fingerprint="ab12",
 )
-SAVED_MODEL = ("saved_model.pb", "fingerprint.pb", "variables/variables.index", "variables/variables.data-00000-of-00001")
+SAVED_MODEL = (
+    "saved_model.pb",
+    "fingerprint.pb",
+    "variables/variables.index",
+    "variables/variables.data-00000-of-00001",
+)
 FILES = (*SAVED_MODEL, "assets/table.txt", "model.tflite", "model.keras", "reference.json", "training/history.json")
 
 
@@ -194,7 +199,7 @@ def edit(out, **values: object) -> None:
 def test_an_edited_model_json_is_refused(tmp_path, values):
     write(tmp_path / "bundle")
     edit(tmp_path / "bundle", **values)
-    with pytest.raises(BundleError, match="model.json has changed since it was written"):
+    with pytest.raises(BundleError, match=r"model\.json has changed since it was written"):
         open_bundle(str(tmp_path / "bundle"))
 
 
@@ -203,7 +208,7 @@ def test_a_hash_replaced_along_with_its_file_is_noticed(tmp_path):
     path = tmp_path / "bundle" / "model.tflite"
     path.write_text("another network")
     edit(tmp_path / "bundle", files={**bundle.values["files"], "model.tflite": sha256_of_file(path)})
-    with pytest.raises(BundleError, match="model.json has changed"):
+    with pytest.raises(BundleError, match=r"model\.json has changed"):
         open_bundle(str(tmp_path / "bundle"))
 
 
@@ -223,7 +228,7 @@ def test_a_hash_replaced_along_with_its_file_is_noticed(tmp_path):
 def test_a_model_json_with_impossible_values_is_called_damaged(tmp_path, values):
     write(tmp_path / "bundle")
     edit(tmp_path / "bundle", **values)
-    with pytest.raises(BundleError, match="model.json is damaged"):
+    with pytest.raises(BundleError, match=r"model\.json is damaged"):
         open_bundle(str(tmp_path / "bundle"))
 
 
@@ -231,7 +236,7 @@ def test_a_model_json_with_impossible_values_is_called_damaged(tmp_path, values)
 def test_a_model_json_that_is_cut_or_none_is_called_damaged(tmp_path, content):
     write(tmp_path / "bundle")
     (tmp_path / "bundle" / "model.json").write_text(content, encoding="latin-1")
-    with pytest.raises(BundleError, match="model.json is damaged") as caught:
+    with pytest.raises(BundleError, match=r"model\.json is damaged") as caught:
         open_bundle(str(tmp_path / "bundle"))
     assert "\n" not in str(caught.value)
 

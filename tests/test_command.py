@@ -40,7 +40,29 @@ def test_a_fault_keeps_its_traceback_and_exits_with_1():
 def test_a_signal_is_one_line_and_its_exit_code(number, code, word):
     result = ended("    import time; print('ready', flush=True); time.sleep(20)", send=number)
     assert result.returncode == code
-    assert result.stderr == f"crackscan: {word}; the same command continues\n"
+    assert result.stderr == f"crackscan: {word}\n"
+
+
+def test_a_signal_is_obeyed_where_a_library_makes_another_exception_of_it():
+    body = """    import duckdb
+    print('ready', flush=True)
+    duckdb.sql('SELECT count(*) FROM range(1000000) a, range(1000000) b').fetchall()"""
+    result = ended(body, send=signal.SIGTERM)
+    assert (result.returncode, result.stderr) == (143, "crackscan: terminated\n")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_are_no_fault(closed, tmp_path):
+    line = f"{sys.executable} -m jobs.prepare --source synthetic:6 --shards 1 --out {tmp_path}/data {closed}"
+    result = subprocess.run(["bash", "-c", line], env=environment(), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "data" / "dataset.json").exists()
+
+
+@pytest.mark.parametrize("wrong", ["--direct_num_workers=abc", "--runner"])
+def test_a_wrong_value_of_beam_is_refused_in_one_line(wrong):
+    result = run_job("infer", wrong, code=2)
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_a_reader_that_leaves_is_no_fault():

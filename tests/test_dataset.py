@@ -216,3 +216,19 @@ def test_shuffled_batches_hold_every_image_with_its_label_in_a_new_order_each_ep
     assert first != list(range(20))
     assert labels_of(batches(numbered(), 8, shuffle_seed=1)) == first
     assert labels_of(batches(numbered(), 8, shuffle_seed=2)) != first
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_fewer_images_leave_out_the_last_and_more_repeat_the_last(seed):
+    fewer = labels_of(batches(numbered(), 8, seed, images=17))
+    assert len(fewer) == len(set(fewer)) == 17
+    more = labels_of(batches(numbered(), 8, seed, images=23))
+    assert sorted(more) == [*range(19), 19, 19, 19, 19]
+    assert more[20:] == [19, 19, 19]
+    if seed is None:
+        assert fewer == list(range(17))
+
+
+def test_what_is_left_out_of_shuffled_batches_changes_with_each_epoch():
+    data = batches(numbered(), 8, shuffle_seed=1, images=16)
+    assert len({frozenset(labels_of(data)) for _ in range(4)}) > 1

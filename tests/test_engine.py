@@ -46,7 +46,7 @@ def test_litert_and_savedmodel_agree_on_every_batch(litert, savedmodel, count):
     one, other = litert.predict(pixels), savedmodel.predict(pixels)
     assert one.probabilities.shape == other.probabilities.shape == (count, 2)
     np.testing.assert_allclose(one.probabilities, other.probabilities, atol=1e-4)
-    np.testing.assert_allclose(one.embedding, other.embedding, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(one.embedding, other.embedding, rtol=1e-3, atol=1e-3)
 
 
 def test_the_images_of_these_tests_do_not_all_look_the_same_to_the_network(litert):
@@ -84,7 +84,7 @@ def test_four_threads_at_once_get_what_one_gets(name, request):
 def test_a_batch_that_is_too_large_or_of_another_size_is_no_answer_but_an_error(name, request):
     engine = request.getfixturevalue(name)
     for pixels in (images(engine.batch_size + 1), np.zeros((2, 31, 32, 3), np.uint8)):
-        with pytest.raises(ValueError, match="more than the batch|broadcast"):
+        with pytest.raises(ValueError, match=r"more than the batch|broadcast"):
             engine.predict(pixels)
 
 
@@ -149,9 +149,7 @@ def test_the_threshold_is_of_the_positive_class_wherever_it_stands():
 
 
 def test_with_three_classes_the_most_probable_wins_and_the_threshold_is_no_matter():
-    spec = dataclasses.replace(
-        TWO, classes=("crack", "no crack", "spalling"), positive_class="crack", threshold=0.1
-    )
+    spec = dataclasses.replace(TWO, classes=("crack", "no crack", "spalling"), positive_class="crack", threshold=0.1)
     rows = ((0.3, 0.3, 0.4), (0.2, 0.5, 0.3), (0.45, 0.45, 0.1), (0.4, 0.35, 0.25))
     assert decided(spec, *rows) == ["spalling", "no crack", "crack", "crack"]
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from sklearn import metrics as sklearn_metrics
 from model.bundle import open_bundle
 from model.engine import LiteRtEngine
 from model.errors import BundleError, InputError, RunError
+from model.preprocess import preprocess
 from pipelines import finish, inference, units
 from pipelines.handler import WorkUnitModelHandler
 from pipelines.inference_job import InferenceJob, run_inference
@@ -57,6 +59,9 @@ def test_every_unit_is_committed_and_the_run_is_finished(undisturbed):
     rows = predictions(undisturbed)
     assert len({row["image_id"] for row in rows}) == 120
     assert (undisturbed / "report" / "report.html").stat().st_size > 1000
+    counters = json.loads((undisturbed / "report" / "metrics.json").read_bytes())["counters"]
+    assert counters["crackscan/images_classified"] == 120
+    assert counters["crackscan/units_classified"] == 5
 
 
 def test_the_report_equals_scikit_learn_on_the_same_rows(undisturbed):
@@ -87,8 +92,6 @@ def test_the_pipeline_says_what_the_engine_says_without_it(undisturbed, shards, 
     direct = {}
     for unit in units.plan_units(InputConfig(str(shards))):
         for image in units.read_unit_images(unit, bundle.spec.classes):
-            from model.preprocess import preprocess
-
             pixels = preprocess(image.encoded, bundle.spec.image_size).pixels
             direct[image.image_id] = engine.predict(pixels[None]).probabilities[0]
     for row in predictions(undisturbed):
@@ -127,14 +130,129 @@ def test_only_units_without_a_marker_are_done_again_and_the_tables_are_equal(
     assert reports[0] == reports[1]
 
 
-def test_a_process_that_died_between_run_file_and_plan_can_go_on(undisturbed, shards, tiny_bundle, tmp_path):
+def test_a_process_that_died_while_planning_leaves_a_folder_that_can_be_used(
+    undisturbed, shards, tiny_bundle, tmp_path
+):
     run = tmp_path / "run"
-    run.mkdir()
-    shutil.copy(undisturbed / "run.json", run)
-    (run / "plan").mkdir()
+    (run / "plan").mkdir(parents=True)
     (run / "plan" / "plan-00000.jsonl").write_bytes(b'{"half')
     run_inference(job(shards, tiny_bundle, run))
     assert table_digests(run) == table_digests(undisturbed)
+
+
+@pytest.mark.parametrize("damage", ["part gone", "part cut", "marker cut", "marker of another model"])
+def test_a_marker_that_cannot_be_relied_on_is_void_and_its_unit_done_again(
+    undisturbed, shards, tiny_bundle, tmp_path, damage
+):
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    (run / "_SUCCESS").unlink()
+    marker = sorted((run / "_commits").iterdir())[1]
+    part = run / "predictions" / f"{marker.stem}.parquet"
+    if damage == "part gone":
+        part.unlink()
+    elif damage == "part cut":
+        part.write_bytes(part.read_bytes()[:-1])
+    elif damage == "marker cut":
+        marker.write_bytes(marker.read_bytes()[:50])
+    else:
+        values = json.loads(marker.read_bytes())
+        marker.write_text(json.dumps({**values, "model_fingerprint": "another"}))
+    run_inference(job(shards, tiny_bundle, run))
+    assert table_digests(run) == table_digests(undisturbed)
+    assert json.loads((run / "report" / "metrics.json").read_bytes())["counters"]["crackscan/units_classified"] == 1
+    assert (run / "_SUCCESS").exists()
+
+
+def test_damage_of_a_finished_run_is_said_and_can_be_mended(undisturbed, shards, tiny_bundle, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    next((run / "predictions").iterdir()).unlink()
+    with pytest.raises(RunError, match=r"is damaged.*one is gone.*remove .*_SUCCESS"):
+        run_inference(job(shards, tiny_bundle, run))
+    (run / "_SUCCESS").unlink()
+    run_inference(job(shards, tiny_bundle, run))
+    assert table_digests(run) == table_digests(undisturbed)
+
+
+@pytest.mark.parametrize("content", [b"", b'[0, "a"', b"[0]\n"])
+def test_a_damaged_plan_is_refused(undisturbed, shards, tiny_bundle, tmp_path, content):
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    (run / "_SUCCESS").unlink()
+    (run / "plan" / "places.jsonl").write_bytes(content)
+    with pytest.raises(RunError, match="plan is damaged"):
+        run_inference(job(shards, tiny_bundle, run))
+
+
+def test_units_without_a_run_file_are_not_mixed_with_those_of_another_model(undisturbed, shards, tiny_bundle, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    (run / "_SUCCESS").unlink()
+    (run / "run.json").unlink()
+    with pytest.raises(RunError, match=r"committed units and no run\.json"):
+        run_inference(job(shards, tiny_bundle, run))
+
+
+def test_a_mistaken_command_leaves_no_run_that_refuses_the_corrected_one(tiny_bundle, tmp_path):
+    write_image_folder(tmp_path / "images", 4)
+    run = tmp_path / "run"
+    with pytest.raises(InputError, match="column:defect needs"):
+        run_inference(job(tmp_path / "images", tiny_bundle, run, labels="column:defect"))
+    assert run_inference(job(tmp_path / "images", tiny_bundle, run, labels="from-folder")).report["images"] == 4
+
+
+def test_a_run_inside_its_input_is_refused_but_beside_a_manifest_it_is_fine(tiny_bundle, tmp_path):
+    write_image_folder(tmp_path / "images", 4)
+    with pytest.raises(InputError, match="inside the input"):
+        run_inference(job(tmp_path, tiny_bundle, tmp_path / "runs" / "1"))
+    paths = "\n".join(str(path) for path in sorted((tmp_path / "images").rglob("*.jpg")))
+    (tmp_path / "list.csv").write_text(f"path\n{paths}\n")
+    for _ in range(2):
+        assert run_inference(job(tmp_path / "list.csv", tiny_bundle, tmp_path / "runs" / "1")).report["images"] == 4
+
+
+def test_positions_go_on_from_unit_to_unit(tiny_bundle, tmp_path):
+    write_image_folder(tmp_path / "images", 12)
+    run_inference(job(tmp_path / "images", tiny_bundle, tmp_path / "run", images_per_unit=5))
+    assert [row["position"] for row in predictions(tmp_path / "run")] == list(range(12))
+
+
+def test_a_pipe_named_like_an_image_is_a_failure_and_no_endless_wait(tiny_bundle, tmp_path):
+    write_image_folder(tmp_path / "images", 2)
+    os.mkfifo(tmp_path / "images" / "Positive" / "pipe.jpg")
+    outcome = run_inference(job(tmp_path / "images", tiny_bundle, tmp_path / "run"))
+    assert outcome.report["failure_codes"] == {"read/not-a-file": 1}
+
+
+def test_a_run_that_cannot_be_written_on_ends_in_one_line_and_goes_on_later(undisturbed, shards, tiny_bundle, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    (run / "_SUCCESS").unlink()
+    shutil.rmtree(run / "predictions")
+    # A file where a folder must be: as unwritable as a full disk, for root too.
+    (run / "predictions").write_bytes(b"")
+    with pytest.raises(RunError, match="the same command continues") as caught:
+        run_inference(job(shards, tiny_bundle, run))
+    assert "while running" not in str(caught.value)
+    (run / "predictions").unlink()
+    run_inference(job(shards, tiny_bundle, run))
+    assert table_digests(run) == table_digests(undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"threads": -1}, "threads"),
+        ({"out": "gs://bucket/run"}, "local folder"),
+        ({"model": ""}, "--model is empty"),
+        ({"beam_arguments": ("--runner=NoSuchRunner",)}, "Beam cannot be set up"),
+    ],
+)
+def test_options_without_a_meaning_are_refused(shards, tiny_bundle, tmp_path, options, said):
+    with pytest.raises(InputError, match=said):
+        run_inference(dataclasses.replace(job(shards, tiny_bundle, tmp_path / "run"), **options))
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_configuration_input_or_model_is_refused(undisturbed, shards, tiny_bundle, tmp_path):
@@ -160,7 +278,7 @@ def test_what_cannot_be_used_is_refused_before_anything_is_written(shards, tiny_
     assert not (tmp_path / "run").exists()
 
 
-def test_a_changed_model_file_ends_the_run_without_a_result(shards, tiny_bundle, tmp_path):
+def test_a_changed_model_file_is_refused_before_a_run_begins(shards, tiny_bundle, tmp_path):
     bundle = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, bundle)
     data = bytearray((bundle / "model.tflite").read_bytes())
@@ -168,7 +286,7 @@ def test_a_changed_model_file_ends_the_run_without_a_result(shards, tiny_bundle,
     (bundle / "model.tflite").write_bytes(data)
     with pytest.raises(BundleError, match=r"model\.tflite has changed"):
         run_inference(job(shards, bundle, tmp_path / "run"))
-    assert not (tmp_path / "run" / "_SUCCESS").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_labels_come_from_folders_only_when_asked_for(tiny_bundle, tmp_path):
@@ -198,8 +316,10 @@ def test_units_are_elements_and_committed_ones_pass_as_totals(undisturbed):
 
     from pipelines.runner import make_pipeline
 
+    fingerprint = json.loads((undisturbed / "run.json").read_bytes())["model"]["fingerprint"]
+    config = inference.InferenceConfig(str(undisturbed), "", "litert", ("Negative", "Positive"), fingerprint)
     with make_pipeline([]) as root:
-        planned = root | inference.PlanUnits(str(undisturbed))
+        planned = root | inference.PlanUnits(config)
         images = planned[inference.COMMITTED] | beam.Map(lambda totals: totals.images)
         assert_that(images, equal_to([30, 30, 30, 30, 0]))
         assert_that(planned[inference.PENDING], equal_to([]), label="pending")
@@ -216,12 +336,11 @@ def test_whoever_commits_second_writes_nothing(undisturbed, tiny_bundle, tmp_pat
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
     place = next(units.places(str(run / "plan")))
-    unit = units.read_unit(str(run / "plan"), place)
     (first, *_) = read_markers(str(run))
     model = WorkUnitModelHandler(str(run), str(tiny_bundle), "litert", 1)
     (result,) = model.run_inference([place], model.load_model())
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    assert commit(str(run), unit, result.tables).to_bytes() == first.to_bytes()
+    assert commit(str(run), *result).to_bytes() == first.to_bytes()
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
 
 
@@ -247,6 +366,9 @@ def test_a_run_whose_accounting_does_not_hold_is_not_finished(undisturbed, tmp_p
     with pytest.raises(RunError, match=r"999999-aa\.parquet, which no unit"):
         finish.check_accounting(totals, str(run))
     (run / "predictions" / "999999-aa.parquet").unlink()
+    next((run / "predictions").iterdir()).unlink()
+    with pytest.raises(RunError, match="one is gone"):
+        finish.check_accounting(totals, str(run))
     next((run / "_commits").iterdir()).unlink()
     with pytest.raises(RunError, match="5 units are planned, 4 committed"):
         finish.check_accounting(totals, str(run))
@@ -257,7 +379,7 @@ def test_the_report_can_be_written_again_at_any_time(undisturbed, tmp_path):
     shutil.copytree(undisturbed, run)
     before = json.loads((run / "report" / "report.json").read_bytes())
     shutil.rmtree(run / "report")
-    assert finish.write_report(str(run)) == json.loads((run / "report" / "report.json").read_bytes())
+    finish.write_report(str(run), finish.make_report(str(run)))
     assert json.loads((run / "report" / "report.json").read_bytes()) == before
     next((run / "_commits").iterdir()).unlink()
-    assert finish.write_report(str(run))["units"] == 4
+    assert finish.make_report(str(run))["units"] == 4

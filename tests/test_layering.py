@@ -15,7 +15,7 @@ LIGHT = (
     *("model.spec", "model.metrics", "model.drift", "model.evaluation", "model.dataset_info", "model.bundle"),
     *("model.engine", "model.litert", "model.preprocess", "model.synthetic", "model.recipes"),
     *("pipelines.records", "pipelines.shards", "pipelines.units", "pipelines.run", "pipelines.report"),
-    *("pipelines.query", "pipelines.finish", "pipelines.classification", "pipelines.sinks", "pipelines.inference_job"),
+    *("pipelines.query", "pipelines.finish", "pipelines.classification", "pipelines.sinks"),
 )
 WITH_TENSORFLOW = {
     *("model.network", "model.dataset", "model.training", "model.training_progress", "model.export"),

@@ -99,9 +99,7 @@ def test_a_model_may_come_as_bytes_and_with_another_batch_size(model, pool):
     with open(model, "rb") as stream:
         other = InterpreterPool(stream.read(), 1, batch_size=3)
     assert other.batch_size == 3
-    np.testing.assert_allclose(
-        other.run(images(3))["probabilities"], pool.run(images(3))["probabilities"], atol=1e-6
-    )
+    np.testing.assert_allclose(other.run(images(3))["probabilities"], pool.run(images(3))["probabilities"], atol=1e-6)
     with pytest.raises(ValueError, match="4 images are more than the batch of 3"):
         other.run(images(4))
 

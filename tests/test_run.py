@@ -25,7 +25,7 @@ def marker(number: int, failures: int = 0, error: str | None = None) -> Marker:
     counts = count(CLASSES, ["sound", "crack", None, "moss", "crack"], probabilities.argmax(axis=1), probabilities)
     codes = {"decode/empty": failures} if failures else {}
     return Marker(
-        f"{number:06d}-aa", f"s{number}", 5 + failures, 5, failures, codes, error, 100, 0.25 * number, counts, {}
+        f"{number:06d}-aa", f"s{number}", 5 + failures, 5, failures, codes, error, 100, 0.25 * number, counts, {}, "ab"
     )
 
 
@@ -68,7 +68,13 @@ def test_files_that_are_being_written_are_no_markers(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "run python -m jobs.infer first"), (b"{", "damaged"), (b'{"format_version": 99}', "upgrade")],
+    [
+        (None, "run python -m jobs.infer first"),
+        (b"{", "damaged"),
+        (b'"x"', "damaged"),
+        (b'{"format_version": 1}', "damaged"),
+        (b'{"format_version": 99}', "upgrade"),
+    ],
 )
 def test_a_folder_without_a_whole_run_file_is_refused(tmp_path, content, message):
     if content is not None:

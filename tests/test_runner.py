@@ -5,7 +5,9 @@ import pytest
 from pipelines.runner import IN_PROCESS_RUNNER, is_in_process, make_pipeline, pipeline_options
 
 
-@pytest.mark.parametrize("arguments", [[], ["--runner=DirectRunner"], ["--runner", "FnApiRunner"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["--runner=directrunner"], ["--runner=DirectRunner"], ["--runner", "FnApiRunner"]]
+)
 def test_the_default_and_direct_runner_run_in_this_process(arguments):
     assert is_in_process(pipeline_options(arguments))
     assert type(make_pipeline(arguments).runner).__name__ == "FnApiRunner"

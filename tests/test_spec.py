@@ -27,7 +27,10 @@ def test_a_fingerprint_is_the_same_for_ever():
     # Stored bundles and data carry these numbers: whoever changes them makes every stored one invalid.
     text = '{"a":"Riß","b":[1,2.5,null]}'
     assert canonical_json({"b": [1, 2.5, None], "a": "Riß"}) == text
-    assert fingerprint({"b": [1, 2.5, None], "a": "Riß"}) == "5d7f33ad4ac68373853a24aa08bf24f9d7eda80a47f0d617af904dd3b2bbaffd"
+    assert (
+        fingerprint({"b": [1, 2.5, None], "a": "Riß"})
+        == "5d7f33ad4ac68373853a24aa08bf24f9d7eda80a47f0d617af904dd3b2bbaffd"
+    )
 
 
 def test_a_fingerprint_knows_values_and_not_the_order_of_keys():

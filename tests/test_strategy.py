@@ -18,7 +18,7 @@ strategy = make_strategy("mirrored", 2)
 print(strategy.num_replicas_in_sync, strategy.extended.worker_devices)
 print(type(strategy).__name__, len(tf.config.list_logical_devices("CPU")))
 # Asked for again, what is there is enough; more is not.
-print(make_strategy("mirrored", 2).num_replicas_in_sync, make_strategy("default", 2).num_replicas_in_sync)
+print(make_strategy("mirrored", 2).num_replicas_in_sync, make_strategy("default").num_replicas_in_sync)
 try:
     make_strategy("mirrored", 3)
 except Exception as error:
@@ -41,6 +41,11 @@ def test_a_cpu_split_in_two_gives_two_replicas_and_cannot_be_split_again():
 def test_it_is_too_late_to_split_the_cpu_once_tensorflow_has_started():
     start_devices()
     with pytest.raises(InputError, match="--virtual-devices 2: TensorFlow has already started with 1 CPU devices"):
+        make_strategy("mirrored", 2)
+
+
+def test_virtual_devices_that_nothing_would_run_on_are_refused():
+    with pytest.raises(InputError, match="--virtual-devices only has a meaning with --strategy mirrored"):
         make_strategy("default", 2)
 
 

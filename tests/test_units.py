@@ -190,7 +190,7 @@ class TestPlan:
         assert len(first.name) == 15
         assert plan(formats / "folder")[0].source == "."
         images = list(units.read_unit_images(second, CLASSES))
-        assert images == [ImageRecord("Positive/1.JPG", "Positive", 0, b"Positive/1.JPG", None)]
+        assert images == [ImageRecord("Positive/1.JPG", "Positive", 2, b"Positive/1.JPG", None)]
 
     def test_same_base_names_and_odd_names_are_unique(self, tmp_path: Path) -> None:
         long = "n" * 251 + ".jpg"
