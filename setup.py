@@ -24,6 +24,7 @@ setup(
     ],
     python_requires=">=3.11,<3.13",
     packages=["model", "pipelines", "jobs"],
+    package_data={"model": ["pretrained/**"]},
     install_requires=[
         "apache-beam>=2.77,<3",
         "ai-edge-litert>=2.3,<3",

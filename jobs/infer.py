@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import Any
 
 from jobs.command import DONE, TOO_MANY_FAILURES, run_command, split_beam_arguments
+
+DEFAULT_MODEL = "workspace/bundle"
 
 DESCRIPTION = """\
 Classify images with a model bundle, by an Apache Beam pipeline, and write a run directory: Parquet tables of
@@ -21,6 +24,7 @@ EXAMPLES = """\
 examples:
   python -m jobs.infer                                  the test split of workspace/data with workspace/bundle
   python -m jobs.infer --input photos/ --out runs/photos
+                                                        photos, with the model that comes along if none is trained
   python -m jobs.infer --input photos/ --labels from-folder --out runs/photos
   python -m jobs.infer --input 'shards/*.tar' --threads 8
   python -m jobs.infer --input list.csv --labels column:defect
@@ -42,7 +46,9 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--input", default="workspace/data/test", metavar="PATTERN", help="the images (%(default)s)")
     options.add_argument(
-        "--model", default="workspace/bundle", metavar="BUNDLE", help="a bundle of jobs.train (%(default)s)"
+        "--model",
+        metavar="BUNDLE",
+        help="a bundle of jobs.train (workspace/bundle; where there is none, the concrete-crack model of the package)",
     )
     options.add_argument("--out", default="workspace/run", metavar="RUN", help="the run directory (%(default)s)")
     options.add_argument(
@@ -103,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
                 path_column=options.path_column,
                 images_per_unit=options.images_per_unit,
             ),
-            model=options.model,
+            model=options.model or default_model(),
             out=options.out,
             engine=options.engine,
             threads=options.threads,
@@ -116,6 +122,16 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{outcome.units_before:,} of {outcome.units:,} units were committed before: skipped", file=sys.stderr)
     print_summary(options.out, outcome.report)
     return exit_code(outcome.report, options.max_failures)
+
+
+def default_model() -> str:
+    """The bundle in its default place, or the one that comes with the package."""
+    from model.bundle import MODEL_FILE, PRETRAINED
+
+    if os.path.exists(os.path.join(DEFAULT_MODEL, MODEL_FILE)):
+        return DEFAULT_MODEL
+    print(f"no bundle in {DEFAULT_MODEL}: using the concrete-crack model that comes with crackscan", file=sys.stderr)
+    return PRETRAINED
 
 
 def print_summary(run: str, report: dict[str, Any]) -> None:

@@ -14,6 +14,9 @@ from typing import Any
 from model.errors import BundleError, InputError
 from model.spec import ModelSpec, fingerprint
 
+PRETRAINED = os.path.join(os.path.dirname(__file__), "pretrained", "small")
+"""The bundle that comes with the package; ``model/pretrained/README.md`` is its card."""
+
 MODEL_FILE = "model.json"
 LITERT_FILE = "model.tflite"
 KERAS_FILE = "model.keras"
