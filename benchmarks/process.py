@@ -60,8 +60,9 @@ def run_measured(
         seconds = time.perf_counter() - started
     process.returncode = os.waitstatus_to_exitcode(status)
     watcher.kill_all()
-    # The kernel's sum knows no process that was not waited for, such as Ray's; the watcher has seen those.
-    largest = max(usage.ru_maxrss * 1024, watcher.largest) / MIB
+    # The kernel's own sum knows no process that was not waited for, such as Ray's, and counts the memory that this
+    # process had when it forked: it serves only for a process that ended before the watcher's first look.
+    largest = (watcher.largest or usage.ru_maxrss * 1024) / MIB
     total = largest if watcher.processes == 1 else watcher.peak / MIB
     return Measured(process.returncode, seconds, largest, total, watcher.timed_out)
 
