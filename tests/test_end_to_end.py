@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 from helpers import command, environment, run_job, table_digests, write_image_folder
 
+from pipelines.run import locked
+
 
 @pytest.fixture(scope="module")
 def three_classes(tmp_path_factory):
     """The whole path with the default places and three classes."""
     place = tmp_path_factory.mktemp("three classes é")
-    outputs = {"prepare": run_job("prepare", "--source", "synthetic:900:3", "--shards", "3", cwd=place).stdout}
+    outputs = {"prepare": run_job("prepare", "--source", "synthetic:600:3", "--shards", "3", cwd=place).stdout}
     outputs["train"] = run_job("train", "--recipe", "small", "--positive-class", "crack", cwd=place).stdout
     outputs["infer"] = run_job("infer", cwd=place).stdout
     outputs["report"] = run_job("report", cwd=place).stdout
@@ -91,15 +93,26 @@ def photos(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_run_that_was_killed_goes_on_and_equals_an_undisturbed_one(photos, tiny_bundle, tmp_path, number):
-    def arguments(run: Path) -> list:
-        places = ["--input", photos, "--model", tiny_bundle, "--out", run]
-        return [*places, "--labels", "from-folder", "--images-per-unit", 25, "--threads", 1]
+def infer_arguments(photos: Path, bundle: Path, run: Path) -> list:
+    places = ["--input", photos, "--model", bundle, "--out", run]
+    return [*places, "--labels", "from-folder", "--images-per-unit", 25, "--threads", 1]
 
-    run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
+
+@pytest.fixture(scope="module")
+def undisturbed(photos, tiny_bundle, tmp_path_factory):
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    run_job("infer", *infer_arguments(photos, tiny_bundle, run))
+    return run
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_was_killed_goes_on_and_equals_an_undisturbed_one(
+    photos, tiny_bundle, undisturbed, tmp_path, number
+):
+    run = tmp_path / "run"
+    arguments = infer_arguments(photos, tiny_bundle, run)
     process = subprocess.Popen(
-        command("infer", *arguments(run)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+        command("infer", *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     )
     deadline = time.monotonic() + 60
     while len(list((run / "_commits").glob("*.json"))) < 3:
@@ -113,10 +126,9 @@ def test_a_run_that_was_killed_goes_on_and_equals_an_undisturbed_one(photos, tin
     assert not (run / "_SUCCESS").exists()
     committed = {path.name: path.stat().st_mtime_ns for path in (run / "_commits").glob("*.json")}
 
-    result = run_job("infer", *arguments(run))
+    result = run_job("infer", *arguments)
     assert f"{len(committed)} of " in result.stderr
     assert committed == {name: (run / "_commits" / name).stat().st_mtime_ns for name in committed}
-    run_job("infer", *arguments(undisturbed))
     assert table_digests(run) == table_digests(undisturbed)
     assert len(table_digests(run)) > 30
     reports = [json.loads((each / "report" / "report.json").read_bytes()) for each in (run, undisturbed)]
@@ -124,19 +136,14 @@ def test_a_run_that_was_killed_goes_on_and_equals_an_undisturbed_one(photos, tin
     assert reports[0]["failures"] == 1
 
 
-def test_two_jobs_on_one_run_the_second_is_refused(photos, tiny_bundle, tmp_path):
-    arguments = ["--input", photos, "--model", tiny_bundle, "--out", tmp_path / "run", "--images-per-unit", 25]
-    first = subprocess.Popen(
-        command("infer", *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
-    )
-    while not (tmp_path / "run" / "_lock.json").exists():
-        assert first.poll() is None
-        time.sleep(0.005)
-    result = run_job("infer", *arguments, code=2)
-    assert f"is being written by process {first.pid}" in result.stderr
+def test_a_run_that_another_process_is_writing_is_refused(photos, tiny_bundle, tmp_path):
+    run = tmp_path / "run"
+    arguments = infer_arguments(photos, tiny_bundle, run)
+    with locked(str(run)):
+        result = run_job("infer", *arguments, code=2)
+    assert f"is being written by process {os.getpid()}" in result.stderr
     assert len(result.stderr.splitlines()) == 1
-    assert first.wait(60) == 0
-    first.communicate()
+    run_job("infer", *arguments)
 
 
 def test_the_core_works_without_tensorflow(photos, tiny_bundle, tmp_path):

@@ -23,11 +23,11 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Prepare, train, infer on every eighth image."""
+    """Prepare, train, infer on every twelfth image."""
     place = tmp_path_factory.mktemp("metu")
     for name in ("Negative", "Positive"):
         (place / "images" / name).mkdir(parents=True)
-        for path in sorted((IMAGES / name).iterdir())[::8]:
+        for path in sorted((IMAGES / name).iterdir())[::12]:
             os.symlink(path, place / "images" / name / path.name)
     run_job("prepare", "--source", "images", "--shards", 4, "--split", "40/10/50", cwd=place)
     run_job("train", "--recipe", "frozen", "--weights", WEIGHTS, cwd=place)
@@ -37,7 +37,7 @@ def place(tmp_path_factory):
 
 def test_the_frozen_recipe_reaches_the_published_accuracy(place):
     report = json.loads((place / "workspace/run/report/report.json").read_bytes())
-    assert report["images"] == report["predictions"] > 700
+    assert report["images"] == report["predictions"] > 400
     assert report["metrics"]["accuracy"] > 0.985
     assert report["metrics"]["f1"] > 0.985
 
