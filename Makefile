@@ -21,7 +21,7 @@ install: $(INSTALLED)
 $(INSTALLED): setup.py constraints.txt
 	@test -n "$(PYTHON)" || { echo "crackscan needs Python 3.11 or 3.12: install one, or give make PYTHON=PATH"; exit 2; }
 	@echo "installing into $(VENV) with $(PYTHON); the first time takes some minutes"
-	$(PYTHON) -m venv --clear $(VENV)
+	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
 	@touch $@
 

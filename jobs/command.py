@@ -61,6 +61,8 @@ def run_command(main: Callable[[], int], continues: bool = False) -> int:
             return _stop(_received[0], continues)
         if isinstance(error, CrackscanError):
             return _refuse(str(error))
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            return _refuse(f"the package {error.name} is not installed: pip install -c constraints.txt .")
         raise
 
 

@@ -140,6 +140,16 @@ def print_summary(run: str, report: dict[str, Any]) -> None:
 
     for line in [*summary(report), *warnings(report)]:
         print(line)
+    if report["predictions"]:
+        found = ", ".join(f"{name} {count:,}" for name, count in report["metrics"]["predicted"].items())
+        print(f"predicted: {found}")
+    if report["failures"]:
+        codes = ", ".join(f"{code} {count:,}" for code, count in report["failure_codes"].items())
+        print(f'failed: {codes}; which: python -m jobs.query {run} "SELECT image_id, code, message FROM failures"')
+    skipped = report["run"].get("input_skipped")
+    if skipped:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in skipped.items())
+        print(f"skipped, of no format that is read: {kinds}")
     for unit in report["unit_failures"]:
         print(f"  {unit['source']}: {unit['message']}")
     print(f"report: {run}/report/report.html")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import logging
 import time
@@ -12,6 +13,7 @@ from typing import Any
 
 from model.bundle import REFERENCE_FILE, TRAINING_FOLDER, Bundle, BundleWriter
 from model.dataset_info import DatasetInfo, read_dataset
+from model.errors import InputError
 from model.evaluation import classification_report, confusion_matrix_figure
 from model.metrics import compute
 from model.native_log import quiet_native_log
@@ -53,6 +55,8 @@ def run_training(job: TrainingJob) -> Bundle:
     Raises:
         InputError: the data, the weights, or the place of the bundle cannot be used.
     """
+    if importlib.util.find_spec("tensorflow") is None:
+        raise InputError("training needs TensorFlow: pip install -c constraints.txt '.[train]'")
     info = read_dataset(job.data)
     positive_class = choose_positive_class(info.classes, job.positive_class)
     writer = BundleWriter(job.out, job.overwrite)

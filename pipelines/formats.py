@@ -11,6 +11,7 @@ import re
 import tarfile
 import zlib
 from collections import Counter
+from collections.abc import Mapping
 
 from model.errors import InputError
 from pipelines import storage, tfrecord
@@ -38,11 +39,13 @@ class Listing:
         root: the folder, absolute or a URL, that ids and sources are relative to.
         format: one of :data:`FORMATS`.
         files: sorted by path.
+        skipped: numbers of the other files that were found, by extension; they are not read.
     """
 
     root: str
     format: str
     files: tuple[storage.FileInfo, ...]
+    skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def relative(path: str, root: str) -> str:
@@ -141,7 +144,7 @@ def list_input(pattern: str, wanted: str = "auto", path_column: str | None = Non
             chosen = files
         if not chosen:
             raise InputError(f"no {wanted} files at {pattern}; found {_examples(files)}")
-        return Listing(root, wanted, tuple(chosen))
+        return Listing(root, wanted, tuple(chosen), _skipped(files, chosen))
     for kind in [kind for kind in groups if kind != "folder"]:
         actual = _content_of_first(groups[kind], path_column)
         if actual not in (None, "folder", kind):
@@ -155,9 +158,12 @@ def list_input(pattern: str, wanted: str = "auto", path_column: str | None = Non
         counts = ", ".join(f"{len(found)} {kind} ({_examples(found[:1])})" for kind, found in sorted(groups.items()))
         raise InputError(f"several formats at {pattern}: {counts}; name one with --format or a narrower pattern")
     if not groups:
-        raise InputError(f"no images and no shards at {pattern}; found {_examples(files)}")
+        raise InputError(
+            f"nothing at {pattern} is of a format that is read (JPEG, PNG, TIFF, WebP, BMP, GIF, TFRecord, tar, "
+            f"Parquet, CSV, JSONL); found {_examples(files)}"
+        )
     kind, found = groups.popitem()
-    return Listing(root, kind, tuple(sorted(found)))
+    return Listing(root, kind, tuple(sorted(found)), _skipped(files, found))
 
 
 def _absolute(pattern: str) -> str:
@@ -207,6 +213,14 @@ def _unnamed(files: list[storage.FileInfo], path_column: str | None) -> dict[str
         if kind not in (None, "folder"):
             found.setdefault(kind, []).extend(group)
     return found
+
+
+def _skipped(files: list[storage.FileInfo], chosen: list[storage.FileInfo]) -> dict[str, int]:
+    used = set(chosen)
+    kinds = Counter(
+        posixpath.splitext(file.path)[1].lower() or storage.base_name(file.path) for file in files if file not in used
+    )
+    return dict(sorted(kinds.items()))
 
 
 def _examples(files: list[storage.FileInfo]) -> str:

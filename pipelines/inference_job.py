@@ -168,6 +168,7 @@ def begin_run(run: str, config: InputConfig, listing: Listing, bundle: Bundle, e
         "settings": settings,
         "input_files": len(listing.files),
         "input_bytes": sum(file.size for file in listing.files),
+        "input_skipped": dict(listing.skipped),
         "plan_digest": plan_digest(plan),
         "model": {"path": bundle.path, **dataclasses.asdict(bundle.spec)},
         "versions": package_versions(PACKAGES),
@@ -198,10 +199,15 @@ def _check_same(run: str, before: dict[str, Any], now: dict[str, Any]) -> None:
     if not differing:
         return
     if named:
-        what = "; ".join(f"{name} was {before.get(name)}, is {now[name]}" for name in named)
+        what = "; ".join(
+            "it is of another model"
+            if name == "model_fingerprint"
+            else f"{name} was {before.get(name)}, is {now[name]}"
+            for name in named
+        )
     else:
         what = "the files of the input have changed since"
-    raise RunError(f"{run} was begun with other settings ({what}): give another --out")
+    raise RunError(f"{run} holds a run with other settings ({what}): give another --out, or remove the folder")
 
 
 def _run_pipeline(pipeline: beam.Pipeline, config: InferenceConfig, planned: list[Place]) -> None:

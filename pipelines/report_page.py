@@ -109,7 +109,8 @@ def summary(report: Mapping[str, Any]) -> list[str]:
             f" correctly (95 % interval {percent(low)} to {percent(high)})."
         )
     elif report["predictions"]:
-        sentences.append("No image has a label of the model's classes, so accuracy is not known.")
+        reason = "No image has a label of the model's classes" if metrics["unknown"] else "The images have no labels"
+        sentences.append(f"{reason}, so accuracy is not known.")
     return sentences
 
 
@@ -121,7 +122,10 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
         sentences.append(f"{count_of(len(report['unit_failures']), 'shard')} could not be read to the end.")
     if metrics["unknown"]:
         images = count_of(metrics["unknown"], "image")
-        sentences.append(f"Not in the metrics: {images} with a label that is none of the model's classes.")
+        names = list(metrics["unknown_labels"])
+        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        classes = ", ".join(report["classes"])
+        sentences.append(f"Not in the metrics: {images} labelled {shown}; the model's classes are {classes}.")
     if metrics["labelled"] and metrics["unlabelled"]:
         sentences.append(f"Not in the metrics: {count_of(metrics['unlabelled'], 'image')} without a label.")
     return sentences
@@ -134,7 +138,7 @@ def render(report: Mapping[str, Any], thumbnails: Sequence[Thumbnail]) -> str:
         report: what :func:`pipelines.report.build_report` gives, or the same read back from JSON.
         thumbnails: images to choose from; the most confident mistakes are shown, else the least certain images.
     """
-    title = f"Classification of {report['run'].get('input') or 'images'}"
+    title = f"Classification of {report['run'].get('settings', {}).get('pattern') or 'images'}"
     parts = [_head(title, report), _results(report), _plots(report), _thumbnails(report, thumbnails)]
     parts += [_failures(report), _provenance(report)]
     return PAGE.format(title=_text(title), style=STYLE, body="\n".join(part for part in parts if part))
@@ -159,7 +163,10 @@ def _head(title: str, report: Mapping[str, Any]) -> str:
             ]
     elif report["predictions"]:
         found = metrics["predicted"][positive]
-        tiles += [(f"{found:,}", f"predicted {positive}"), (percent(found / report["predictions"]), "of the images")]
+        tiles += [
+            (f"{found:,}", f"predicted {positive}"),
+            (percent(found / report["predictions"]), "of the classified"),
+        ]
     tiles.append((f"{report['failures']:,}", "failure" if report["failures"] == 1 else "failures"))
     if report["images_per_second"]:
         tiles.append((f"{report['images_per_second']:,.0f}", "images per second of work"))

@@ -28,6 +28,12 @@ def test_an_error_of_the_user_is_one_line_and_exit_code_2():
     assert (result.returncode, result.stderr) == (2, "crackscan: no file at all\n")
 
 
+def test_a_missing_package_is_one_line_that_says_what_to_install():
+    result = ended("    import nosuchpackage")
+    assert result.returncode == 2
+    assert result.stderr == "crackscan: the package nosuchpackage is not installed: pip install -c constraints.txt .\n"
+
+
 def test_a_fault_keeps_its_traceback_and_exits_with_1():
     result = ended("    raise ZeroDivisionError('ours')")
     assert result.returncode == 1

@@ -218,6 +218,15 @@ def test_positions_go_on_from_unit_to_unit(tiny_bundle, tmp_path):
     assert [row["position"] for row in predictions(tmp_path / "run")] == list(range(12))
 
 
+def test_files_of_other_formats_are_counted(tiny_bundle, tmp_path):
+    write_image_folder(tmp_path / "images", 2)
+    for name in ("a.HEIC", "b.heic", "notes.txt"):
+        (tmp_path / "images" / name).write_bytes(b"x")
+    report = run_inference(job(tmp_path / "images", tiny_bundle, tmp_path / "run")).report
+    assert report["run"]["input_skipped"] == {".heic": 2, ".txt": 1}
+    assert report["images"] == 2
+
+
 def test_a_pipe_named_like_an_image_is_a_failure_and_no_endless_wait(tiny_bundle, tmp_path):
     write_image_folder(tmp_path / "images", 2)
     os.mkfifo(tmp_path / "images" / "Positive" / "pipe.jpg")

@@ -140,7 +140,7 @@ class TestFormats:
 
     def test_nothing_usable(self, tmp_path: Path) -> None:
         (tmp_path / "README.md").write_text("text")
-        with pytest.raises(InputError, match=r"no images and no shards at .*; found README\.md"):
+        with pytest.raises(InputError, match=r"nothing at .* is of a format that is read .*WebP.*; found README\.md"):
             plan(tmp_path)
         with pytest.raises(InputError, match="no file found"):
             plan(tmp_path / "nope" / "*.jpg")
