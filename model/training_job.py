@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import logging
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -145,7 +146,9 @@ def split_warning(config: TrainConfig, info: DatasetInfo) -> str | None:
 def describe_bundle(bundle: Bundle) -> str:
     """A few lines for a person on what a bundle is worth."""
     metrics = bundle.values["metrics"]
-    lines = [f"bundle {bundle.path}: {bundle.spec.backbone}, classes {', '.join(bundle.spec.classes)}"]
+    relative = os.path.relpath(bundle.path)
+    shown = bundle.path if relative.startswith("..") else relative
+    lines = [f"bundle {shown}: {bundle.spec.backbone}, classes {', '.join(bundle.spec.classes)}"]
     for name in ("before", "validation", "test"):
         values = metrics[name]
         title = {"before": "before training (validation)"}.get(name, name)
