@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,8 @@ def load_split(info: DatasetInfo, name: str, size: int, progress: Callable[[int]
     pixels_path, labels_path = _cache_files(info, name, size)
     if not labels_path.exists():
         count = info.count(name)
-        with _unfinished(pixels_path) as (unfinished_pixels, keep_pixels):
-            pixels = np.lib.format.open_memmap(
-                unfinished_pixels, mode="w+", dtype=np.uint8, shape=(count, size, size, 3)
-            )
+        with written_whole(pixels_path) as unfinished:
+            pixels = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.uint8, shape=(count, size, size, 3))
             labels = np.zeros(count, np.int64)
             filled = 0
             for chunk_pixels, chunk_labels in decode_split(info, name, size):
@@ -81,11 +80,9 @@ def load_split(info: DatasetInfo, name: str, size: int, progress: Callable[[int]
                 if progress:
                     progress(len(chunk_labels))
             pixels.flush()
-            keep_pixels()
         # The labels come last: where they are, the pixels are whole.
-        with _unfinished(labels_path) as (unfinished_labels, keep_labels):
-            np.save(unfinished_labels, labels)
-            keep_labels()
+        with written_whole(labels_path) as unfinished:
+            np.save(unfinished, labels)
     try:
         return Split(name, np.load(pixels_path, mmap_mode="r"), np.load(labels_path))
     except (OSError, ValueError, EOFError) as error:
@@ -177,15 +174,12 @@ def cache_folder(info: DatasetInfo) -> Path:
     return folder
 
 
-class _unfinished:  # noqa: N801
-    """A file written under another name, renamed only when ``keep`` was called."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._unfinished = path.with_name(f".{os.getpid()}-{path.name}")
-
-    def __enter__(self) -> tuple[Path, Callable[[], None]]:
-        return self._unfinished, lambda: os.replace(self._unfinished, self._path)
-
-    def __exit__(self, *_: object) -> None:
-        self._unfinished.unlink(missing_ok=True)
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give another name to write a cache file under, and put the file in its place when the body has ended well."""
+    unfinished = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

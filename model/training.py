@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from model import metrics
-from model.dataset import Split, batches, cache_folder, decode_split, is_cached, load_split
+from model.dataset import Split, batches, cache_folder, decode_split, is_cached, load_split, written_whole
 from model.dataset_info import SPLITS, DatasetInfo
 from model.drift import reference_statistics
+from model.engine import decide
 from model.errors import InputError
 from model.export import convert_to_litert
 from model.litert import InterpreterPool
@@ -31,6 +32,7 @@ from model.network import (
     build_serving,
     fit_projection,
 )
+from model.preprocess import brightness
 from model.spec import ModelSpec, TrainConfig
 from model.strategy import has_gpu
 
@@ -126,8 +128,6 @@ def train(
         if name != "test" and info.count(name) < strategy.num_replicas_in_sync:
             raise InputError(f"the {name} split has fewer images than there are devices: prepare more images")
     keras.utils.set_random_seed(config.seed)
-    stage = _train_frozen if config.frozen else _train_whole
-    backbone, head, history, before, features = stage(config, info, weights, strategy, log_folder, reporter)
     spec = ModelSpec(
         classes=info.classes,
         positive_class=positive_class,
@@ -138,6 +138,8 @@ def train(
         embedding_size=0,
         data_fingerprint=info.fingerprint,
     )
+    stage = _train_frozen if config.frozen else _train_whole
+    backbone, head, history, before, features = stage(config, info, spec, weights, strategy, log_folder, reporter)
     projection = fit_projection(features["train"].values)
     spec = dataclasses.replace(spec, embedding_size=projection.matrix.shape[1])
     after = {name: _predict(head, features[name].values, strategy) for name in SPLITS}
@@ -147,14 +149,20 @@ def train(
         spec=spec,
         history=history,
         before=before,
-        validation=_evaluate(info, features["val"].labels, after["val"]),
-        test=_evaluate(info, features["test"].labels, after["test"]),
+        validation=_evaluate(spec, features["val"].labels, after["val"]),
+        test=_evaluate(spec, features["test"].labels, after["test"]),
         reference=reference_statistics(after["train"], embedding, features["train"].brightness),
     )
 
 
 def _train_frozen(
-    config: TrainConfig, info: DatasetInfo, weights: str | None, strategy: Any, log_folder: Path, reporter: Reporter
+    config: TrainConfig,
+    info: DatasetInfo,
+    spec: ModelSpec,
+    weights: str | None,
+    strategy: Any,
+    log_folder: Path,
+    reporter: Reporter,
 ) -> Any:
     # Outside of the strategy's scope: on several devices each would compute all features.
     backbone = build_backbone(config.backbone, config.image_size, weights, trainable=False)
@@ -163,7 +171,7 @@ def _train_frozen(
     with strategy.scope():
         head = build_head(backbone.output_shape[-1], len(info.classes), config.dropout)
         _compile(head, config, strategy, info.count("train"))
-    before = _evaluate(info, features["val"].labels, _predict(head, features["val"].values, strategy))
+    before = _evaluate(spec, features["val"].labels, _predict(head, features["val"].values, strategy))
     even = {name: _even(info.count(name), strategy) for name in SPLITS}
     values = {name: features[name].values[: even[name]] for name in SPLITS}
     one_hot = {
@@ -182,7 +190,13 @@ def _train_frozen(
 
 
 def _train_whole(
-    config: TrainConfig, info: DatasetInfo, weights: str | None, strategy: Any, log_folder: Path, reporter: Reporter
+    config: TrainConfig,
+    info: DatasetInfo,
+    spec: ModelSpec,
+    weights: str | None,
+    strategy: Any,
+    log_folder: Path,
+    reporter: Reporter,
 ) -> Any:
     splits = {name: _decoded(config, info, name, reporter) for name in SPLITS}
     reporter.stage("training the whole network on the decoded images")
@@ -197,7 +211,7 @@ def _train_whole(
         return pixels, keras.ops.one_hot(labels, len(info.classes))
 
     global_batch = config.batch_size * strategy.num_replicas_in_sync
-    before = _evaluate(info, splits["val"].labels, _predict(classifier, splits["val"], strategy))
+    before = _evaluate(spec, splits["val"].labels, _predict(classifier, splits["val"], strategy))
     history = classifier.fit(
         batches(splits["train"], global_batch, config.seed, _even(info.count("train"), strategy)).map(one_hot),
         epochs=config.epochs,
@@ -211,7 +225,7 @@ def _train_whole(
     )
     reporter.stage("evaluating")
     features = {
-        name: Features(_predict(backbone, split, strategy), split.labels, _brightness(split))
+        name: Features(_predict(backbone, split, strategy), split.labels, _brightness(split.pixels))
         for name, split in splits.items()
     }
     return backbone, head, history.history, before, features
@@ -248,8 +262,8 @@ def _decoded(config: TrainConfig, info: DatasetInfo, name: str, reporter: Report
     return load_split(info, name, config.image_size, reporter.steps(f"decoding the {name} split", info.count(name)))
 
 
-def _brightness(split: Split) -> npt.NDArray[np.float32]:
-    return np.array([pixels.mean(dtype=np.float64) for pixels in split.pixels], np.float32)
+def _brightness(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    return np.array([brightness(image) for image in pixels], np.float32)
 
 
 def _compile(model: Any, config: TrainConfig, strategy: Any, images: int) -> None:
@@ -269,11 +283,10 @@ def _callbacks(log_folder: Path, reporter: Reporter) -> list[Any]:
     return [keras.callbacks.TensorBoard(str(log_folder)), *reporter.callbacks()]
 
 
-def _evaluate(info: DatasetInfo, labels: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float32]) -> Evaluation:
+def _evaluate(spec: ModelSpec, labels: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float32]) -> Evaluation:
     of_label = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    counts = metrics.count(
-        info.classes, [info.classes[label] for label in labels], probabilities.argmax(axis=1), probabilities
-    )
+    names = [spec.classes[label] for label in labels]
+    counts = metrics.count(spec.classes, names, decide(probabilities, spec), probabilities)
     return Evaluation(float(-np.log(np.maximum(of_label, 1e-7)).mean()), counts)
 
 
@@ -302,13 +315,8 @@ def _cached_features(backbone: Any, config: TrainConfig, info: DatasetInfo, name
             raise InputError(f"the cache {path.parent} is damaged: remove it and train again") from error
     advance = reporter.steps(f"features of the {name} split", info.count(name))
     features = _compute_features(backbone, config, info, name, advance)
-    unfinished = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        with open(unfinished, "wb") as stream:
-            np.savez(stream, **features._asdict())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with written_whole(path) as unfinished:
+        np.savez(unfinished, **features._asdict())
     return features
 
 
@@ -320,13 +328,13 @@ def _compute_features(
         predicted = ((pixels, labels, backbone.predict_on_batch(pixels)) for pixels, labels in chunks)
     else:
         predicted = _features_by_litert(backbone, chunks)
-    values, all_labels, brightness = [], [], []
+    values, all_labels, all_brightness = [], [], []
     for pixels, labels, features in predicted:
         values.append(np.asarray(features, np.float32))
         all_labels.append(labels)
-        brightness.append(pixels.reshape(len(pixels), -1).mean(axis=1, dtype=np.float64).astype(np.float32))
+        all_brightness.append(_brightness(pixels))
         advance(len(labels))
-    return Features(np.concatenate(values), np.concatenate(all_labels), np.concatenate(brightness))
+    return Features(np.concatenate(values), np.concatenate(all_labels), np.concatenate(all_brightness))
 
 
 def _features_by_litert(backbone: Any, chunks: Any) -> Any:

@@ -190,15 +190,15 @@ def read_valid_marker(run: str, unit: str, model_fingerprint: str) -> Marker | N
         return None
     try:
         marker = read_marker(run, unit)
-        parts = [(storage.read_bytes(storage.join(run, part)), digest) for part, digest in marker.files.items()]
+        if marker.model_fingerprint == model_fingerprint and all(
+            hashlib.sha256(storage.read_bytes(storage.join(run, part))).hexdigest() == digest
+            for part, digest in marker.files.items()
+        ):
+            return marker
     except (RunError, OSError):
-        storage.delete(path)
-        return None
-    whole = all(hashlib.sha256(data).hexdigest() == digest for data, digest in parts)
-    if not whole or marker.model_fingerprint != model_fingerprint:
-        storage.delete(path)
-        return None
-    return marker
+        pass
+    storage.delete(path)
+    return None
 
 
 def read_totals(run: str, classes: Iterable[str]) -> Totals:
