@@ -19,6 +19,7 @@ PRETRAINED = os.path.join(os.path.dirname(__file__), "pretrained", "small")
 
 MODEL_FILE = "model.json"
 LITERT_FILE = "model.tflite"
+LITERT_INT8_FILE = "model_int8.tflite"
 KERAS_FILE = "model.keras"
 REFERENCE_FILE = "reference.json"
 TRAINING_FOLDER = "training"
@@ -98,7 +99,8 @@ def open_bundle(path: str) -> Bundle:
 
 def model_fingerprint(spec: ModelSpec, files: Mapping[str, str]) -> str:
     """SHA-256 over what decides the model's answers: its spec and the hashes of its network files."""
-    network = {name: digest for name, digest in files.items() if _of_saved_model(name) or name == LITERT_FILE}
+    litert = (LITERT_FILE, LITERT_INT8_FILE)
+    network = {name: digest for name, digest in files.items() if _of_saved_model(name) or name in litert}
     return fingerprint({"spec": dataclasses.asdict(dataclasses.replace(spec, fingerprint="")), "files": network})
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,14 @@ from model.lookahead import chunked, map_ahead
 from model.preprocess import DecodeError, preprocess
 
 CHUNK = 32
+
+
+class Inputs(Protocol):
+    """What a network is fed with, one entry per image: an array, or what looks like one to index arrays."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[Any]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +97,18 @@ def load_split(info: DatasetInfo, name: str, size: int, progress: Callable[[int]
         raise InputError(f"the cache {pixels_path.parent} is damaged: remove it and train again") from error
 
 
+def sample_split(info: DatasetInfo, name: str, size: int, count: int) -> Split:
+    """The first images of a split, ``count`` or fewer, decoded: shards hold images in the order of their hashes."""
+    pixels, labels = [], []
+    with closing(decode_split(info, name, size)) as chunks:
+        for chunk_pixels, chunk_labels in chunks:
+            pixels.append(chunk_pixels)
+            labels.append(chunk_labels)
+            if CHUNK * len(pixels) >= count:
+                break
+    return Split(name, np.concatenate(pixels)[:count], np.concatenate(labels)[:count])
+
+
 def is_cached(info: DatasetInfo, name: str, size: int) -> bool:
     """Whether :func:`load_split` finds a split in the cache."""
     return _cache_files(info, name, size)[1].exists()
@@ -101,7 +121,7 @@ def _cache_files(info: DatasetInfo, name: str, size: int) -> tuple[Path, Path]:
 
 def decode_split(
     info: DatasetInfo, name: str, size: int
-) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]]:
+) -> Generator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]], None, None]:
     """Decode a split in chunks: pixels uint8[chunk, size, size, 3] and labels int64[chunk], in the shards' order.
 
     Raises:
@@ -126,42 +146,63 @@ def decode_split(
         raise InputError(f"the {name} shards do not hold the {expected} images that dataset.json says: prepare again")
 
 
-def batches(split: Split, batch_size: int, shuffle_seed: int | None = None, images: int | None = None) -> Any:
-    """A tf.data.Dataset of (pixels uint8[batch, size, size, 3], labels int64[batch]).
+def global_batches(count: int, batch_size: int, order_seed: tuple[int, int] | None = None) -> npt.NDArray[np.int64]:
+    """Which images make up each global batch of one pass: int64[steps, batch_size], the last one padded with -1.
 
     Args:
-        split: the decoded images.
-        batch_size: images per batch over all replicas.
-        shuffle_seed: order the images anew in each epoch; None keeps the shards' order.
-        images: as many in all: fewer than there are leave out the last ones, more repeat the last; None is all.
+        count: images of the split.
+        batch_size: images per step over all replicas.
+        order_seed: seed and epoch, which together decide the order, so that an epoch has the same one whether the
+            training was interrupted before it or not; None keeps the split's order.
     """
-    shape = split.pixels.shape[1:]
-
-    def gather(indices: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-        return split.pixels[indices], split.labels[indices]
-
-    def load(indices: Any) -> tuple[Any, Any]:
-        pixels, labels = tf.numpy_function(gather, [indices], (tf.uint8, tf.int64))
-        return tf.ensure_shape(pixels, (None, *shape)), tf.ensure_shape(labels, (None,))
-
-    count = len(split.labels)
-    wanted = count if images is None else images
-    indices = tf.data.Dataset.range(count)
-    if shuffle_seed is not None:
-        indices = indices.shuffle(max(count, 1), seed=shuffle_seed, reshuffle_each_iteration=True)
-    if wanted < count:
-        indices = indices.take(wanted)
-    elif wanted > count:
-        indices = indices.concatenate(tf.data.Dataset.range(count - 1, count).repeat(wanted - count))
-    # One call into Python per batch only: a call per image would queue on the interpreter lock.
-    return _unsharded(indices.batch(batch_size).map(load).prefetch(tf.data.AUTOTUNE))
+    order = np.arange(count) if order_seed is None else np.random.default_rng(order_seed).permutation(count)
+    steps = -(-count // batch_size)
+    padded = np.full(steps * batch_size, -1, np.int64)
+    padded[:count] = order
+    return padded.reshape(steps, batch_size)
 
 
-def _unsharded(dataset: Any) -> Any:
-    # A source without files cannot be sharded by file: say so, rather than have every strategy warn about it.
-    options = tf.data.Options()
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    return dataset.with_options(options)
+def distribute(strategy: Any, inputs: Inputs, labels: npt.NDArray[np.int64], indices: npt.NDArray[np.int64]) -> Any:
+    """Feed the replicas of a strategy: each global batch is shared out evenly, in order.
+
+    Args:
+        strategy: a tf.distribute strategy.
+        inputs: one entry per image, taken by index arrays.
+        labels: int64[images].
+        indices: int64[steps, global batch], as of :func:`global_batches`; a multiple of the replicas per batch.
+
+    Returns:
+        A distributed data set of (inputs, labels int64[batch], weights float32[batch]) per replica. The weights of a
+        global batch sum to 1; padding has weight 0.
+    """
+    replicas = strategy.num_replicas_in_sync
+    per_replica = indices.shape[1] // replicas
+    first = np.asarray(inputs[indices[:1, 0]])
+
+    def gather(chosen: npt.NDArray[np.int64]) -> tuple[Any, npt.NDArray[np.int64]]:
+        real = np.maximum(chosen, 0)
+        return inputs[real], labels[real]
+
+    def load(chosen: Any, weights: Any) -> tuple[Any, Any, Any]:
+        # One call into Python per batch only: a call per image would queue on the interpreter lock.
+        batch, batch_labels = tf.numpy_function(gather, [chosen], (first.dtype, tf.int64))
+        return (
+            tf.ensure_shape(batch, (per_replica, *first.shape[1:])),
+            tf.ensure_shape(batch_labels, (per_replica,)),
+            weights,
+        )
+
+    def of_pipeline(context: Any) -> Any:
+        pipelines, own = context.num_input_pipelines, context.input_pipeline_id
+        real = (indices >= 0).astype(np.float32)
+        weights = real / real.sum(axis=1, keepdims=True)
+        own_indices, own_weights = (
+            values.reshape(len(values), pipelines, -1)[:, own].reshape(-1, per_replica) for values in (indices, weights)
+        )
+        batches = tf.data.Dataset.from_tensor_slices((own_indices, own_weights))
+        return batches.map(load).prefetch(tf.data.AUTOTUNE)
+
+    return strategy.distribute_datasets_from_function(of_pipeline)
 
 
 def cache_folder(info: DatasetInfo) -> Path:

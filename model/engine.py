@@ -11,13 +11,14 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from model.bundle import LITERT_FILE, Bundle
-from model.errors import InputError
+from model.bundle import LITERT_FILE, LITERT_INT8_FILE, Bundle
+from model.errors import BundleError, InputError
 from model.litert import InterpreterPool
 from model.native_log import quiet_native_log
 from model.spec import ModelSpec
 
-ENGINES = ("auto", "litert", "savedmodel")
+ENGINES = ("auto", "litert", "litert-int8", "savedmodel")
+LITERT_FILES = {"litert": LITERT_FILE, "litert-int8": LITERT_INT8_FILE}
 NO_TENSORFLOW = "the savedmodel engine needs TensorFlow: pip install 'crackscan[train]'"
 SAVED_MODEL_BATCH_CPU = 32
 SAVED_MODEL_BATCH_GPU = 256
@@ -41,15 +42,20 @@ class Engine(Protocol):
 
 
 class LiteRtEngine:
-    """The float32 network by LiteRT, the fastest on CPUs; one interpreter per thread.
+    """A network by LiteRT, faster on CPUs than TensorFlow; one interpreter per thread.
 
     Args:
-        bundle: a model bundle; the hash of its LiteRT file is checked.
+        bundle: a model bundle; the hash of the LiteRT file is checked.
         threads: threads that may predict at the same time.
+        file: the bundle's file to run: the float32 network, or the int8 one.
+
+    Raises:
+        InputError: the LiteRT runtime is not installed.
+        BundleError: the file is missing or changed, or the bundle was written without it.
     """
 
-    def __init__(self, bundle: Bundle, threads: int) -> None:
-        self._pool = InterpreterPool(bundle.verified(LITERT_FILE), threads)
+    def __init__(self, bundle: Bundle, threads: int, file: str = LITERT_FILE) -> None:
+        self._pool = InterpreterPool(_verified_litert(bundle, file), threads)
         self.batch_size = self._pool.batch_size
 
     def predict(self, pixels: npt.NDArray[np.uint8]) -> Scores:
@@ -129,15 +135,24 @@ def check_engine(name: str, bundle: Bundle) -> None:
     """Check that an engine can be opened on a bundle, without opening it.
 
     Raises:
-        InputError: its runtime is not installed.
+        InputError: the name is unknown, or its runtime is not installed.
         BundleError: a file that it needs is missing or changed.
     """
-    if name == "savedmodel":
+    chosen = choose_engine(name)
+    if chosen == "savedmodel":
         if importlib.util.find_spec("tensorflow") is None:
             raise InputError(NO_TENSORFLOW)
         bundle.verified_saved_model()
     else:
-        bundle.verified(LITERT_FILE)
+        _verified_litert(bundle, LITERT_FILES[chosen])
+
+
+def _verified_litert(bundle: Bundle, file: str) -> str:
+    if file == LITERT_INT8_FILE and file not in bundle.values["files"]:
+        raise BundleError(
+            f"the bundle {bundle.path} has no int8 network: train it again with this version, or give --engine litert"
+        )
+    return bundle.verified(file)
 
 
 def open_engine(name: str, bundle: Bundle, threads: int | None = None) -> Engine:
@@ -152,6 +167,7 @@ def open_engine(name: str, bundle: Bundle, threads: int | None = None) -> Engine
         InputError: the name is unknown or its runtime is not installed.
         BundleError: a file of the bundle is missing or changed.
     """
-    if choose_engine(name) == "savedmodel":
+    chosen = choose_engine(name)
+    if chosen == "savedmodel":
         return SavedModelEngine(bundle)
-    return LiteRtEngine(bundle, threads or os.cpu_count() or 1)
+    return LiteRtEngine(bundle, threads or os.cpu_count() or 1, LITERT_FILES[chosen])

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 
 CHATTER = re.compile(
     rb"^(WARNING: All log messages before absl::InitializeLog"
-    rb"|INFO: |To enable the following instructions|[IW]\d{4} |E\d{4} .*(cuInit|cuda_|computation_placer))"
+    rb"|INFO: |fully_quantize: |To enable the following instructions"
+    rb"|[IW]\d{4} |E\d{4} .*(cuInit|cuda_|computation_placer))"
 )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from keras import Model, applications, layers
+from keras import Model, layers
 
+from model.backbones import check_application, load_application, preprocess
 from model.errors import InputError
 
 SMALL_CNN = "small_cnn"
@@ -30,46 +30,72 @@ class Projection:
     matrix: npt.NDArray[np.float32]
 
 
-def build_backbone(name: str, image_size: int, weights: str | None, trainable: bool) -> Any:
-    """A Keras model from pixels float32 or uint8 [batch, size, size, 3] in [0, 255] to features [batch, channels].
+def build_backbone(name: str, image_size: int, weights: str | None, trainable: bool, fine_tune_from: int = 0) -> Any:
+    """A network from pixels to pooled features, with the preprocessing that it wants inside.
+
+    What of it is trained is chosen by :func:`set_trainable`; BatchNormalization is trained only if the weights are
+    random.
 
     Args:
-        name: ``small_cnn``, or ``MobileNetV2``.
+        name: ``small_cnn``, or a network of keras.applications such as ``MobileNetV2``.
         image_size: side of the input in pixels.
         weights: ``imagenet`` (downloaded by Keras), the path of a weights file, or None for random ones.
         trainable: False freezes all layers, and BatchNormalization with them.
+        fine_tune_from: index of the first layer of the network that is trained if ``trainable``.
+
+    Returns:
+        A Keras model, pixels float32 or uint8 [batch, size, size, 3] in [0, 255] -> float32[batch, channels]; its last
+        layer is named ``features``.
 
     Raises:
-        InputError: the name is unknown, or the weights cannot be loaded.
+        InputError: the name is unknown, the images are too small, the weights cannot be loaded, or there is no such
+            layer.
     """
     pixels = layers.Input((image_size, image_size, 3), name="pixels")
-    x = layers.Rescaling(1 / 127.5, offset=-1.0, name="rescaling")(pixels)
     if name == SMALL_CNN:
         if weights is not None:
             raise InputError("the small network is trained from scratch: use --weights none")
-        features = _small_cnn(x)
-    elif name == "MobileNetV2":
-        features = _mobilenet_v2(x, image_size, weights)
+        features = _small_cnn(layers.Rescaling(1 / 127.5, offset=-1.0, dtype="float32", name="rescaling")(pixels))
     else:
-        raise InputError(f"there is no backbone {name!r}; the backbones are {SMALL_CNN}, MobileNetV2")
+        check_application(name, SMALL_CNN)
+        network = load_application(name, image_size, weights)
+        # float32 also under mixed precision: the head and the embedding are computed from these.
+        features = layers.GlobalAveragePooling2D(dtype="float32", name="features")(network(preprocess(name, pixels)))
     backbone = Model(pixels, features, name="backbone")
-    backbone.trainable = trainable
+    set_trainable(backbone, trainable, fine_tune_from, train_normalization=weights is None)
     return backbone
 
 
-def _mobilenet_v2(x: Any, image_size: int, weights: str | None) -> Any:
-    if weights not in (None, "imagenet") and not Path(str(weights)).is_file():
-        raise InputError(f"there is no weights file {weights}; give a path, imagenet or none")
-    try:
-        network = applications.MobileNetV2(
-            input_shape=(image_size, image_size, 3), include_top=False, weights=weights, name="mobilenet_v2"
-        )
-    except Exception as error:
-        # Keras raises many kinds here: URLError and ReadError offline, ValueError on shapes, OSError on a damaged file.
-        hint = "download them once and give --weights PATH" if weights == "imagenet" else "is it the no-top file?"
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"cannot load the weights {weights}: {reason}; {hint}") from error
-    return layers.GlobalAveragePooling2D(name="features")(network(x))
+def set_trainable(backbone: Any, trainable: bool, fine_tune_from: int = 0, train_normalization: bool = False) -> None:
+    """Choose what of a backbone (:func:`build_backbone`) is trained; what uses it must be compiled anew afterwards.
+
+    Frozen BatchNormalization normalises with its moving statistics and leaves them as they are. Pretrained networks
+    keep it frozen: batches are small, and of the statistics that each replica would gather only those of the first are
+    exported. Networks of keras.applications from random weights must train it, on one device or with large batches per
+    replica; ``small_cnn`` must too, and synchronises it over replicas.
+
+    Args:
+        backbone: the backbone.
+        trainable: False freezes all its layers, whatever the other arguments say.
+        fine_tune_from: index of the first layer of the network that is trained, in the order of the ``layers`` of the
+            model that keras.applications gives, or of the backbone itself if it is ``small_cnn``.
+        train_normalization: train BatchNormalization too, and gather its statistics.
+
+    Raises:
+        InputError: the network has no layer of index ``fine_tune_from``.
+    """
+    network = next((layer for layer in backbone.layers if isinstance(layer, Model)), backbone)
+    count = len(network.layers)
+    if not 0 <= fine_tune_from < count:
+        raise InputError(f"cannot fine-tune from layer {fine_tune_from}: the backbone has the layers 0 to {count - 1}")
+    # Off first: Keras leaves the frozen layers of a model that is trainable already as they are.
+    backbone.trainable = False
+    if not trainable:
+        return
+    backbone.trainable = True
+    for index, layer in enumerate(network.layers):
+        if index < fine_tune_from or (isinstance(layer, layers.BatchNormalization) and not train_normalization):
+            layer.trainable = False
 
 
 def _small_cnn(x: Any) -> Any:
@@ -80,34 +106,47 @@ def _small_cnn(x: Any) -> Any:
         x = layers.BatchNormalization(momentum=0.9, synchronized=True, name=f"normalization_{index}")(x)
         x = layers.ReLU(name=f"relu_{index}")(x)
         x = layers.MaxPooling2D(2, name=f"pooling_{index}")(x)
-    average = layers.GlobalAveragePooling2D(name="average_features")(x)
+    average = layers.GlobalAveragePooling2D(dtype="float32", name="average_features")(x)
     # A crack covers few pixels: its strongest response says more than the mean over the patch.
-    strongest = layers.GlobalMaxPooling2D(name="strongest_features")(x)
-    return layers.Concatenate(name="features")([average, strongest])
+    strongest = layers.GlobalMaxPooling2D(dtype="float32", name="strongest_features")(x)
+    return layers.Concatenate(dtype="float32", name="features")([average, strongest])
 
 
 def build_head(feature_count: int, class_count: int, dropout: float) -> Any:
-    """A Keras model from features float32[batch, features] to probabilities float32[batch, classes]."""
+    """A Keras model from features float32[batch, features] to probabilities float32[batch, classes].
+
+    Args:
+        feature_count: channels of the backbone.
+        class_count: number of classes.
+        dropout: share of the features dropped while training, in [0, 1).
+    """
     features = layers.Input((feature_count,), name="features")
-    x = layers.Dropout(dropout, name="dropout")(features) if dropout else features
     # float32 also under mixed precision: a softmax in float16 loses the tails.
-    probabilities = layers.Dense(class_count, activation="softmax", dtype="float32", name="probabilities")(x)
-    return Model(features, probabilities, name="head")
+    x = layers.Dropout(dropout, dtype="float32", name="dropout")(features) if dropout else features
+    logits = layers.Dense(class_count, dtype="float32", name="logits")(x)
+    return Model(features, layers.Softmax(dtype="float32", name="probabilities")(logits), name="head")
 
 
-def build_augmentation(seed: int) -> Any:
-    """Random flips and small rotations of pixels float32[batch, size, size, 3] in [0, 255]; identity at inference."""
-    from keras import Sequential
+def head_logits(head: Any, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Logits float32[images, classes] of features float32[images, features]: what the head's softmax is taken of."""
+    kernel, bias = head.get_layer("logits").get_weights()
+    return np.asarray(features @ kernel + bias, np.float32)
 
-    return Sequential(
-        [
-            layers.RandomFlip("horizontal_and_vertical", seed=seed),
-            layers.RandomRotation(0.1, fill_mode="reflect", seed=seed + 1),
-            layers.RandomBrightness(0.15, value_range=(0, 255), seed=seed + 2),
-            layers.RandomContrast(0.2, value_range=(0, 255), seed=seed + 3),
-        ],
-        name="augmentation",
-    )
+
+def scale_logits(head: Any, temperature: float) -> None:
+    """Divide a head's logits by a temperature (Guo et al. 2017), in its weights: the network gets no slower.
+
+    Args:
+        head: the head (:func:`build_head`); changed in place.
+        temperature: above 1 the probabilities move together, below 1 apart; the largest stays the largest.
+
+    Raises:
+        ValueError: the temperature is not positive and finite.
+    """
+    if not 0 < temperature < np.inf:
+        raise ValueError(f"a temperature of {temperature} is not positive and finite")
+    logits = head.get_layer("logits")
+    logits.set_weights([weight / np.float32(temperature) for weight in logits.get_weights()])
 
 
 def build_classifier(backbone: Any, head: Any, augmentation: Any | None = None) -> Any:
@@ -120,7 +159,7 @@ def build_classifier(backbone: Any, head: Any, augmentation: Any | None = None) 
 def build_serving(backbone: Any, head: Any, projection: Projection) -> Any:
     """The network that is exported: uint8 pixels -> ``probabilities`` and ``embedding``, with all weights frozen."""
     pixels = layers.Input(backbone.input_shape[1:], dtype="uint8", name="pixels")
-    features = backbone(layers.Rescaling(1.0, name="to_float")(pixels))
+    features = backbone(layers.Rescaling(1.0, dtype="float32", name="to_float")(pixels))
     size = projection.matrix.shape[1]
     embedding = layers.Dense(size, dtype="float32", name="embedding")
     outputs = {"probabilities": head(features), "embedding": embedding(features)}

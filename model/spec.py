@@ -10,7 +10,7 @@ from typing import Any
 
 from model.errors import InputError
 
-STRATEGIES = ("default", "mirrored")
+STRATEGIES = ("default", "mirrored", "multiworker")
 POSITIVE_NAMES = ("positive", "crack", "cracked", "cracks", "defect")
 
 
@@ -64,6 +64,35 @@ class ModelSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class Stage:
+    """A part of a training with one optimizer.
+
+    Attributes:
+        name: what logs and curves call it.
+        epochs: the most passes over the training split.
+        learning_rate: of Adam, for one replica; multiplied by the number of replicas.
+        frozen: the backbone keeps its weights and only the head is trained.
+        fine_tune_from: where the backbone is trained, the index of its first trained layer; those below keep theirs.
+        augmentation: a name of :data:`model.augmentation.AUGMENTATIONS`, or None.
+        cosine: the learning rate falls to zero along half a cosine, else it stays.
+        patience: stop after that many epochs without a lower validation loss, and go back to the weights of the
+            lowest; None trains all epochs and keeps the last weights.
+        averaging: decay in [0, 1) of the moving average of the weights, which is what is validated and kept; None for
+            none.
+    """
+
+    name: str
+    epochs: int
+    learning_rate: float
+    frozen: bool
+    fine_tune_from: int = 0
+    augmentation: str | None = None
+    cosine: bool = False
+    patience: int | None = None
+    averaging: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """How a network is trained; a recipe is one of these by name.
 
@@ -72,13 +101,11 @@ class TrainConfig:
         backbone: ``small_cnn`` or a name of keras.applications.
         image_size: side of the square input in pixels.
         split: the parts of training, validation and test that the recipe was made for, of any sum.
+        split_seed: the seed of that split.
         batch_size: images per step and replica.
-        epochs: passes over the training split.
-        learning_rate: of Adam, for one replica; multiplied by the number of replicas.
+        stages: what is trained, one after the other.
         dropout: share of the pooled features dropped while training, in [0, 1).
-        frozen: the backbone keeps its weights and only the head is trained.
-        augmented: random flips, rotations and changes of brightness and contrast while training.
-        cosine: the learning rate falls to zero along half a cosine, else it stays.
+        label_smoothing: share of the target probability that is spread over all classes, in [0, 1).
         seed: of the weights and of the order of the images.
     """
 
@@ -87,20 +114,30 @@ class TrainConfig:
     image_size: int
     split: tuple[float, float, float]
     batch_size: int
-    epochs: int
-    learning_rate: float
-    dropout: float
-    frozen: bool
-    augmented: bool
-    cosine: bool
+    stages: tuple[Stage, ...]
+    dropout: float = 0.0
+    label_smoothing: float = 0.0
+    split_seed: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1:
+        if self.batch_size < 1 or not self.stages or any(stage.epochs < 1 for stage in self.stages):
             raise InputError("--epochs and --batch-size must be 1 or more")
 
-    def with_overrides(self, **values: Any) -> TrainConfig:
-        """The same training with other values; those that are None stay as they are."""
+    @property
+    def from_scratch(self) -> bool:
+        """Whether the first stage trains the backbone, so that it needs no weights to begin with."""
+        return not self.stages[0].frozen
+
+    def with_overrides(self, epochs: int | None = None, **values: Any) -> TrainConfig:
+        """The same training with other values; those that are None stay as they are.
+
+        Args:
+            epochs: of every stage.
+            values: other fields.
+        """
+        if epochs is not None:
+            values["stages"] = tuple(dataclasses.replace(stage, epochs=epochs) for stage in self.stages)
         return dataclasses.replace(self, **{name: value for name, value in values.items() if value is not None})
 
 

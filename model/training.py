@@ -1,12 +1,10 @@
-"""Training: features computed once under a frozen backbone, or the whole network from the decoded images."""
+"""From prepared data to a trained, calibrated network: the stages of a recipe, one after the other."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import os
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,42 +13,28 @@ import numpy as np
 import numpy.typing as npt
 
 from model import metrics
-from model.dataset import Split, batches, cache_folder, decode_split, is_cached, load_split, written_whole
+from model.augmentation import build_augmentation
+from model.calibration import ThresholdTarget, apply_temperature, choose_threshold, fit_temperature
+from model.checkpoint import Checkpoint, TrainingState
+from model.dataset import Inputs, Split, is_cached, load_split
 from model.dataset_info import SPLITS, DatasetInfo
 from model.drift import reference_statistics
 from model.engine import decide
 from model.errors import InputError
-from model.export import convert_to_litert
-from model.litert import InterpreterPool
-from model.lookahead import map_ahead
+from model.features import FeatureExtractor, Features
 from model.network import (
-    Projection,
-    build_augmentation,
     build_backbone,
     build_classifier,
     build_head,
     build_serving,
     fit_projection,
+    head_logits,
+    scale_logits,
+    set_trainable,
 )
-from model.preprocess import brightness
-from model.spec import ModelSpec, TrainConfig
-from model.strategy import has_gpu
-
-PREDICT_BATCH = 256
-
-
-class Features(NamedTuple):
-    """What a backbone makes of a split.
-
-    Attributes:
-        values: float32[images, channels], pooled features.
-        labels: int64[images], index of the class.
-        brightness: float32[images], mean of the pixels, in [0, 255].
-    """
-
-    values: npt.NDArray[np.float32]
-    labels: npt.NDArray[np.int64]
-    brightness: npt.NDArray[np.float32]
+from model.spec import ModelSpec, Stage, TrainConfig
+from model.tensorboard_log import TensorBoardLog
+from model.training_loop import Examples, Predictor, Reporter, Validation, fit_stage
 
 
 class Evaluation(NamedTuple):
@@ -61,49 +45,59 @@ class Evaluation(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
+class TrainingOptions:
+    """How a recipe is trained here.
+
+    Attributes:
+        weights: of the backbone to begin with: ``imagenet``, the path of a file, or None for random ones.
+        positive_class: the class that precision, recall and the threshold speak of.
+        threshold_for: what the decision threshold is chosen for, with two classes.
+        mixed_precision: compute in 16 bits and keep float32 weights.
+    """
+
+    weights: str | None
+    positive_class: str
+    threshold_for: ThresholdTarget
+    mixed_precision: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Trained:
     """The outcome of a training.
 
     Attributes:
-        serving: the Keras model to export, on one device.
+        serving: the Keras model to export, on one device, float32.
         spec: what it is.
-        history: accuracy, loss, val_accuracy and val_loss, one number per epoch.
+        history: one row per epoch, as of :class:`model.checkpoint.TrainingState`.
+        resumed_seconds: what the epochs took that the checkpoint held already.
         before: evaluation on the validation split before the first step.
-        validation, test: evaluations after the last one.
+        validation, test: evaluations of the calibrated network, with the chosen threshold.
+        uncalibrated: the same as ``validation`` and ``test`` before calibration, by their names.
+        temperature: what the logits were divided by.
+        test_probabilities: float32[images, classes], calibrated.
         reference: content of ``reference.json``.
     """
 
     serving: Any
     spec: ModelSpec
-    history: Mapping[str, list[float]]
+    history: list[dict[str, Any]]
+    resumed_seconds: float
     before: Evaluation
     validation: Evaluation
     test: Evaluation
+    uncalibrated: Mapping[str, Evaluation]
+    temperature: float
+    test_probabilities: npt.NDArray[np.float32]
     reference: Mapping[str, Any]
-
-
-class Reporter:
-    """Follows a training; this one says nothing."""
-
-    def stage(self, text: str) -> None:
-        """A line on what begins now."""
-
-    def steps(self, text: str, total: int) -> Callable[[int], None]:
-        """Begin a bar of ``total`` steps; the returned function moves it on."""
-        return lambda _: None
-
-    def callbacks(self) -> list[Any]:
-        """Keras callbacks to train with."""
-        return []
 
 
 def train(
     config: TrainConfig,
     info: DatasetInfo,
-    weights: str | None,
+    options: TrainingOptions,
     strategy: Any,
-    positive_class: str,
     log_folder: Path,
+    checkpoint: Checkpoint | None = None,
     reporter: Reporter | None = None,
 ) -> Trained:
     """Train a recipe on prepared data.
@@ -111,26 +105,24 @@ def train(
     Args:
         config: the recipe.
         info: the prepared data.
-        weights: of the backbone: ``imagenet``, the path of a file, or None.
-        strategy: a tf.distribute strategy; the global batch is the recipe's times the replicas, and so is the
-            learning rate (linear scaling, Goyal et al. 2017).
-        positive_class: the class that precision and recall speak of.
+        options: how it is trained here.
+        strategy: a tf.distribute strategy.
         log_folder: where the TensorBoard logs go.
+        checkpoint: gone on from where it holds a state, and kept up to date; None for neither.
         reporter: told how far it is.
 
     Raises:
-        InputError: the data or the weights cannot be used.
+        InputError: the data, the weights or the checkpoint cannot be used, or no threshold reaches its target.
     """
     reporter = reporter or Reporter()
     for name in SPLITS:
         if info.count(name) == 0:
             raise InputError(f"the {name} split of {info.data} is empty: prepare more images or another --split")
-        if name != "test" and info.count(name) < strategy.num_replicas_in_sync:
-            raise InputError(f"the {name} split has fewer images than there are devices: prepare more images")
     keras.utils.set_random_seed(config.seed)
+    network = _Network(config, info, options, strategy, reporter)
     spec = ModelSpec(
         classes=info.classes,
-        positive_class=positive_class,
+        positive_class=options.positive_class,
         image_size=config.image_size,
         threshold=0.5,
         backbone=config.backbone,
@@ -138,215 +130,192 @@ def train(
         embedding_size=0,
         data_fingerprint=info.fingerprint,
     )
-    stage = _train_frozen if config.frozen else _train_whole
-    backbone, head, history, before, features = stage(config, info, spec, weights, strategy, log_folder, reporter)
+    before = evaluate(spec, *network.validation_scores(config.stages[0]))
+    state = (checkpoint.load() if checkpoint else None) or TrainingState()
+    resumed_seconds = sum(row["seconds"] for row in state.history)
+    if state.history:
+        reporter.stage(f"going on after epoch {state.history[-1]['epoch']} of stage {state.history[-1]['stage']}")
+    with closing(TensorBoardLog(log_folder)) as log:
+        for epoch, row in enumerate(state.history, 1):
+            log.write(epoch, row)
+        for number in range(state.stage, len(config.stages)):
+            state.stage = number
+            network.train_stage(state, checkpoint, log.write)
+    reporter.stage("evaluating")
+    return _finished(network, spec, options.threshold_for, state.history, resumed_seconds, before)
+
+
+class _Network:
+    """Backbone and head of one training, and the images as they need them."""
+
+    def __init__(
+        self, config: TrainConfig, info: DatasetInfo, options: TrainingOptions, strategy: Any, reporter: Reporter
+    ) -> None:
+        self.config = config
+        self.info = info
+        self._strategy = strategy
+        self._reporter = reporter
+        self._policy = _policy(options.mixed_precision)
+        self._trains_normalization = options.weights is None
+        self._frozen_extractor: FeatureExtractor | None = None
+        self._frozen: dict[str, Features] = {}
+        with self._precision(), strategy.scope():
+            self.backbone = build_backbone(config.backbone, config.image_size, options.weights, trainable=False)
+            self.head = build_head(self.backbone.output_shape[-1], len(info.classes), config.dropout)
+
+    def final_features(self, backbone: Any) -> dict[str, Features]:
+        """Features of all splits by the backbone as it is now, given as :meth:`single_backbone` makes it."""
+        if all(stage.frozen for stage in self.config.stages):
+            return {name: self._frozen_features(name) for name in SPLITS}
+        extractor = self._extractor(backbone)
+        return {name: extractor.computed(name) for name in SPLITS}
+
+    def validation_scores(self, stage: Stage) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Labels int64[images] and probabilities float32[images, classes] of the validation split, as it is now."""
+        return self._validator(stage)()
+
+    def train_stage(
+        self, state: TrainingState, checkpoint: Checkpoint | None, log: Callable[[int, dict[str, Any]], None]
+    ) -> None:
+        """Train the stage that the state is in."""
+        stage = self.config.stages[state.stage]
+        set_trainable(self.backbone, not stage.frozen, stage.fine_tune_from, self._trains_normalization)
+        if stage.frozen and stage.augmentation is None:
+            features = self._frozen_features("train")
+            model, examples = self.head, Examples(features.values, features.labels)
+            self._reporter.stage("training the head on the features: a frozen backbone needs each image once")
+        else:
+            model, examples = self._classifier(stage), self._examples(stage)
+            part = "the head" if stage.frozen else "the network"
+            self._reporter.stage(f"training {part} on the decoded images")
+        scores = self._validator(stage)
+
+        def validate() -> Validation:
+            labels, probabilities = scores()
+            return Validation(_loss(labels, probabilities), float((probabilities.argmax(axis=1) == labels).mean()))
+
+        fit_stage(model, self.config, state, examples, validate, self._strategy, checkpoint, self._reporter, log)
+
+    def single_backbone(self) -> Any:
+        """The backbone on one device in float32: what a strategy or a precision wove in is left behind."""
+        if self._strategy.num_replicas_in_sync == 1 and self._policy == "float32":
+            return self.backbone
+        fresh = build_backbone(self.config.backbone, self.config.image_size, None, trainable=False)
+        fresh.set_weights(self.backbone.get_weights())
+        return fresh
+
+    def single_head(self) -> Any:
+        """The head alike, without dropout, which does nothing here but would be exported with its random state."""
+        fresh = build_head(self.head.input_shape[-1], self.head.output_shape[-1], dropout=0.0)
+        fresh.set_weights(self.head.get_weights())
+        return fresh
+
+    def _extractor(self, backbone: Any) -> FeatureExtractor:
+        return FeatureExtractor(backbone, self.config, self.info, self._reporter)
+
+    def _frozen_features(self, name: str) -> Features:
+        if name not in self._frozen:
+            self._frozen_extractor = self._frozen_extractor or self._extractor(self.single_backbone())
+            self._frozen[name] = self._frozen_extractor.cached(name)
+        return self._frozen[name]
+
+    def _classifier(self, stage: Stage) -> Any:
+        with self._precision(), self._strategy.scope():
+            augmentation = build_augmentation(stage.augmentation, self.config.seed) if stage.augmentation else None
+            return build_classifier(self.backbone, self.head, augmentation)
+
+    def _validator(self, stage: Stage) -> Callable[[], tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+        if stage.frozen:
+            inputs: Inputs
+            inputs, labels, _ = self._frozen_features("val")
+            predictor = Predictor(self.head, self._strategy)
+        else:
+            split = self._pixels("val")
+            inputs, labels = split.pixels, split.labels
+            predictor = Predictor(self._classifier(dataclasses.replace(stage, augmentation=None)), self._strategy)
+        return lambda: (labels, predictor(inputs))
+
+    def _examples(self, stage: Stage) -> Examples:
+        split = self._pixels("train")
+        return Examples(split.pixels, split.labels)
+
+    def _pixels(self, name: str) -> Split:
+        size = self.config.image_size
+        if is_cached(self.info, name, size):
+            self._reporter.stage(f"pixels of the {name} split: from the cache")
+            return load_split(self.info, name, size)
+        advance = self._reporter.steps(f"decoding the {name} split", self.info.count(name))
+        return load_split(self.info, name, size, advance)
+
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        before = keras.config.dtype_policy()
+        keras.config.set_dtype_policy(self._policy)
+        try:
+            yield
+        finally:
+            keras.config.set_dtype_policy(before)
+
+
+def _finished(
+    network: _Network,
+    spec: ModelSpec,
+    threshold_for: ThresholdTarget,
+    history: list[dict[str, Any]],
+    resumed_seconds: float,
+    before: Evaluation,
+) -> Trained:
+    backbone = network.single_backbone()
+    features = network.final_features(backbone)
+    head = network.single_head()
+    logits = {name: head_logits(head, features[name].values) for name in SPLITS}
+    temperature = fit_temperature(logits["val"], features["val"].labels)
+    scale_logits(head, temperature)
+    probabilities = {name: apply_temperature(logits[name], temperature) for name in SPLITS}
+    if len(spec.classes) == 2:
+        positive = spec.classes.index(spec.positive_class)
+        is_positive = features["val"].labels == positive
+        threshold = choose_threshold(probabilities["val"][:, positive], is_positive, threshold_for)
+        spec = dataclasses.replace(spec, threshold=threshold)
     projection = fit_projection(features["train"].values)
     spec = dataclasses.replace(spec, embedding_size=projection.matrix.shape[1])
-    after = {name: _predict(head, features[name].values, strategy) for name in SPLITS}
-    embedding = (features["train"].values - projection.mean) @ projection.matrix
+    embedding = np.asarray((features["train"].values - projection.mean) @ projection.matrix, np.float32)
     return Trained(
-        serving=_on_one_device(config, backbone, head, projection),
+        serving=build_serving(backbone, head, projection),
         spec=spec,
         history=history,
+        resumed_seconds=resumed_seconds,
         before=before,
-        validation=_evaluate(spec, features["val"].labels, after["val"]),
-        test=_evaluate(spec, features["test"].labels, after["test"]),
-        reference=reference_statistics(after["train"], embedding, features["train"].brightness),
+        validation=evaluate(spec, features["val"].labels, probabilities["val"]),
+        test=evaluate(spec, features["test"].labels, probabilities["test"]),
+        uncalibrated={
+            title: evaluate(spec, features[name].labels, apply_temperature(logits[name], 1.0))
+            for title, name in (("validation", "val"), ("test", "test"))
+        },
+        temperature=temperature,
+        test_probabilities=probabilities["test"],
+        reference=reference_statistics(probabilities["train"], embedding, features["train"].brightness),
     )
 
 
-def _train_frozen(
-    config: TrainConfig,
-    info: DatasetInfo,
-    spec: ModelSpec,
-    weights: str | None,
-    strategy: Any,
-    log_folder: Path,
-    reporter: Reporter,
-) -> Any:
-    # Outside of the strategy's scope: on several devices each would compute all features.
-    backbone = build_backbone(config.backbone, config.image_size, weights, trainable=False)
-    features = {name: _cached_features(backbone, config, info, name, reporter) for name in SPLITS}
-    reporter.stage("training the head on the features: a frozen backbone needs each image once")
-    with strategy.scope():
-        head = build_head(backbone.output_shape[-1], len(info.classes), config.dropout)
-        _compile(head, config, strategy, info.count("train"))
-    before = _evaluate(spec, features["val"].labels, _predict(head, features["val"].values, strategy))
-    even = {name: _even(info.count(name), strategy) for name in SPLITS}
-    values = {name: features[name].values[: even[name]] for name in SPLITS}
-    one_hot = {
-        name: np.eye(len(info.classes), dtype=np.float32)[features[name].labels[: even[name]]] for name in SPLITS
-    }
-    history = head.fit(
-        values["train"],
-        one_hot["train"],
-        batch_size=config.batch_size * strategy.num_replicas_in_sync,
-        epochs=config.epochs,
-        validation_data=(values["val"], one_hot["val"]),
-        callbacks=_callbacks(log_folder, reporter),
-        verbose=0,
-    )
-    return backbone, head, history.history, before, features
+def _policy(mixed_precision: bool) -> str:
+    """Keras' name of the precision: bfloat16 where the device computes with it, which needs no scaling of the loss."""
+    if not mixed_precision:
+        return "float32"
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    capable = all(tf.config.experimental.get_device_details(gpu)["compute_capability"] >= (8, 0) for gpu in gpus)
+    return "mixed_bfloat16" if capable else "mixed_float16"
 
 
-def _train_whole(
-    config: TrainConfig,
-    info: DatasetInfo,
-    spec: ModelSpec,
-    weights: str | None,
-    strategy: Any,
-    log_folder: Path,
-    reporter: Reporter,
-) -> Any:
-    splits = {name: _decoded(config, info, name, reporter) for name in SPLITS}
-    reporter.stage("training the whole network on the decoded images")
-    with strategy.scope():
-        backbone = build_backbone(config.backbone, config.image_size, weights, trainable=True)
-        head = build_head(backbone.output_shape[-1], len(info.classes), config.dropout)
-        augmentation = build_augmentation(config.seed) if config.augmented else None
-        classifier = build_classifier(backbone, head, augmentation)
-        _compile(classifier, config, strategy, info.count("train"))
-
-    def one_hot(pixels: Any, labels: Any) -> tuple[Any, Any]:
-        return pixels, keras.ops.one_hot(labels, len(info.classes))
-
-    global_batch = config.batch_size * strategy.num_replicas_in_sync
-    before = _evaluate(spec, splits["val"].labels, _predict(classifier, splits["val"], strategy))
-    history = classifier.fit(
-        batches(splits["train"], global_batch, config.seed, _even(info.count("train"), strategy)).map(one_hot),
-        epochs=config.epochs,
-        validation_data=batches(
-            splits["val"], _even(PREDICT_BATCH, strategy), images=_even(info.count("val"), strategy)
-        ).map(one_hot),
-        # The data set shuffles itself.
-        shuffle=False,
-        callbacks=_callbacks(log_folder, reporter),
-        verbose=0,
-    )
-    reporter.stage("evaluating")
-    features = {
-        name: Features(_predict(backbone, split, strategy), split.labels, _brightness(split.pixels))
-        for name, split in splits.items()
-    }
-    return backbone, head, history.history, before, features
-
-
-def _even(images: int, strategy: Any) -> int:
-    """The most images, no more than these, that a strategy's devices share evenly.
-
-    Keras 3.15 fails where the devices' shares of the first batch differ, or where one's share of the last is empty.
-    """
-    replicas = int(strategy.num_replicas_in_sync)
-    return images // replicas * replicas
-
-
-def _predict(model: Any, inputs: Split | npt.NDArray[np.float32], strategy: Any) -> npt.NDArray[np.float32]:
-    """What a network says of a split's pixels or of features; the last image is repeated to share them evenly."""
-    batch_size = _even(PREDICT_BATCH, strategy)
-    replicas = strategy.num_replicas_in_sync
-    if isinstance(inputs, Split):
-        count = len(inputs.labels)
-        padded = batches(inputs, batch_size, images=_even(count + replicas - 1, strategy))
-        outputs = model.predict(padded.map(lambda pixels, _: pixels), verbose=0)
-    else:
-        count = len(inputs)
-        missing = _even(count + replicas - 1, strategy) - count
-        outputs = model.predict(np.concatenate([inputs, inputs[-1:].repeat(missing, 0)]), batch_size, verbose=0)
-    return np.asarray(outputs[:count])
-
-
-def _decoded(config: TrainConfig, info: DatasetInfo, name: str, reporter: Reporter) -> Split:
-    if is_cached(info, name, config.image_size):
-        reporter.stage(f"pixels of the {name} split: from the cache")
-        return load_split(info, name, config.image_size)
-    return load_split(info, name, config.image_size, reporter.steps(f"decoding the {name} split", info.count(name)))
-
-
-def _brightness(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    return np.array([brightness(image) for image in pixels], np.float32)
-
-
-def _compile(model: Any, config: TrainConfig, strategy: Any, images: int) -> None:
-    replicas = strategy.num_replicas_in_sync
-    rate = config.learning_rate * replicas
-    if config.cosine:
-        steps = config.epochs * -(-images // (config.batch_size * replicas))
-        rate = keras.optimizers.schedules.CosineDecay(rate, steps)
-    model.compile(
-        optimizer=keras.optimizers.Adam(rate),
-        loss="categorical_crossentropy",
-        metrics=["accuracy"],
-    )
-
-
-def _callbacks(log_folder: Path, reporter: Reporter) -> list[Any]:
-    return [keras.callbacks.TensorBoard(str(log_folder)), *reporter.callbacks()]
-
-
-def _evaluate(spec: ModelSpec, labels: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float32]) -> Evaluation:
-    of_label = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+def evaluate(spec: ModelSpec, labels: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float32]) -> Evaluation:
+    """Evaluate probabilities float32[images, classes] against the indices of the classes, int64[images]."""
     names = [spec.classes[label] for label in labels]
     counts = metrics.count(spec.classes, names, decide(probabilities, spec), probabilities)
-    return Evaluation(float(-np.log(np.maximum(of_label, 1e-7)).mean()), counts)
+    return Evaluation(_loss(labels, probabilities), counts)
 
 
-def _on_one_device(config: TrainConfig, backbone: Any, head: Any, projection: Projection) -> Any:
-    """The trained weights in a new network: what a strategy wove in is left behind."""
-    fresh = build_backbone(config.backbone, config.image_size, None, trainable=False)
-    # Without dropout, which does nothing here but would be exported with the state of its random numbers.
-    fresh_head = build_head(fresh.output_shape[-1], head.output_shape[-1], dropout=0.0)
-    fresh.set_weights(backbone.get_weights())
-    fresh_head.set_weights(head.get_weights())
-    return build_serving(fresh, fresh_head, projection)
-
-
-def _cached_features(backbone: Any, config: TrainConfig, info: DatasetInfo, name: str, reporter: Reporter) -> Features:
-    """Features of a split, from the cache where the same backbone has seen the same data before."""
-    digest = hashlib.sha256(f"{config.backbone} {config.image_size}".encode())
-    for weight in backbone.get_weights():
-        digest.update(np.ascontiguousarray(weight).tobytes())
-    path = cache_folder(info) / f"{name}-features-{digest.hexdigest()[:16]}.npz"
-    if path.exists():
-        reporter.stage(f"features of the {name} split: from the cache")
-        try:
-            with np.load(path) as stored:
-                return Features(stored["values"], stored["labels"], stored["brightness"])
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise InputError(f"the cache {path.parent} is damaged: remove it and train again") from error
-    advance = reporter.steps(f"features of the {name} split", info.count(name))
-    features = _compute_features(backbone, config, info, name, advance)
-    with written_whole(path) as unfinished:
-        np.savez(unfinished, **features._asdict())
-    return features
-
-
-def _compute_features(
-    backbone: Any, config: TrainConfig, info: DatasetInfo, name: str, advance: Callable[[int], None]
-) -> Features:
-    chunks = decode_split(info, name, config.image_size)
-    if has_gpu():
-        predicted = ((pixels, labels, backbone.predict_on_batch(pixels)) for pixels, labels in chunks)
-    else:
-        predicted = _features_by_litert(backbone, chunks)
-    values, all_labels, all_brightness = [], [], []
-    for pixels, labels, features in predicted:
-        values.append(np.asarray(features, np.float32))
-        all_labels.append(labels)
-        all_brightness.append(_brightness(pixels))
-        advance(len(labels))
-    return Features(np.concatenate(values), np.concatenate(all_labels), np.concatenate(all_brightness))
-
-
-def _features_by_litert(backbone: Any, chunks: Any) -> Any:
-    threads = os.cpu_count() or 1
-    pool = InterpreterPool(convert_to_litert(backbone), threads)
-
-    def predict(chunk: Any) -> Any:
-        pixels, labels = chunk
-        parts = [
-            pool.run(pixels[start : start + pool.batch_size])["features"]
-            for start in range(0, len(pixels), pool.batch_size)
-        ]
-        return pixels, labels, np.concatenate(parts)
-
-    return map_ahead(predict, chunks, threads)
+def _loss(labels: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float32]) -> float:
+    of_label = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return float(-np.log(np.maximum(of_label, 1e-7)).mean())

@@ -5,20 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import keras
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
-from model.spec import TrainConfig
-from model.training import Reporter
+from model.spec import Stage
+from model.training_loop import Reporter
 
 
 class ConsoleReporter(Reporter):
     """Prints stages, and one bar per epoch; where stderr is no terminal, one line per epoch."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self._epochs = config.epochs
+        self._epoch: TaskID | None = None
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -45,25 +52,16 @@ class ConsoleReporter(Reporter):
         task = self._progress.add_task(text, total=total)
         return lambda count: self._progress.advance(task, count)
 
-    def callbacks(self) -> list[Any]:
-        return [_EpochProgress(self, self._progress, self._epochs)]
+    def epoch(self, stage: Stage, epoch: int, steps: int) -> Callable[[int], None]:
+        task = self._epoch = self._progress.add_task(f"{stage.name} {epoch}/{stage.epochs}", total=steps)
+        return lambda count: self._progress.advance(task, count)
 
-
-class _EpochProgress(keras.callbacks.Callback):
-    def __init__(self, reporter: ConsoleReporter, progress: Progress, epochs: int) -> None:
-        super().__init__()
-        self._reporter = reporter
-        self._progress = progress
-        self._epochs = epochs
-        self._task: Any = None
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self._task = self._progress.add_task(f"epoch {epoch + 1}/{self._epochs}", total=self.params.get("steps"))
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self._progress.update(self._task, completed=batch + 1)
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self._progress.remove_task(self._task)
-        values = "  ".join(f"{name} {value:.4f}" for name, value in (logs or {}).items())
-        self._reporter.stage(f"epoch {epoch + 1}/{self._epochs}  {values}")
+    def epoch_ended(self, stage: Stage, row: dict[str, Any]) -> None:
+        if self._epoch is not None:
+            self._progress.remove_task(self._epoch)
+        names = ("accuracy", "loss", "val_accuracy", "val_loss")
+        values = "  ".join(f"{name} {row[name]:.4f}" for name in names)
+        speed = ""
+        if row["images_per_second"] is not None:
+            speed = f"  {row['images_per_second']:,.0f} images/s, {row['input_wait']:.1%} of it waiting for input"
+        self.stage(f"{stage.name} {row['epoch']}/{stage.epochs}  {values}{speed}")

@@ -9,9 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from model import dataset
-from model.dataset import Split, batches, cache_folder, decode_split, is_cached, load_split
+from model.dataset import (
+    cache_folder,
+    decode_split,
+    distribute,
+    global_batches,
+    is_cached,
+    load_split,
+    sample_split,
+)
 from model.dataset_info import SPLITS, read_dataset
 from model.errors import InputError
 from model.preprocess import preprocess
@@ -187,48 +196,45 @@ def test_decoding_gives_chunks_in_order(info):
     assert np.concatenate(parts).tolist() == images_and_labels(info, "train")[1]
 
 
-def numbered(images: int = 20) -> Split:
-    """A split whose images show their own number, which is also the label."""
+def fed(strategy, images, indices):
+    """What one replica gets: per batch the images' numbers, which are also their labels, and their weights."""
     numbers = np.arange(images)
     pixels = np.broadcast_to(numbers[:, None, None, None], (images, 4, 4, 3)).astype(np.uint8)
-    return Split("train", pixels, numbers)
+    batches = []
+    for shown, labels, weights in distribute(strategy, pixels, numbers, indices):
+        assert (shown.numpy() == labels.numpy()[:, None, None, None]).all()
+        batches.append((labels.numpy().tolist(), weights.numpy()))
+    return batches
 
 
-def labels_of(data) -> list[int]:
-    labels = []
-    for pixels, batch in data.as_numpy_iterator():
-        assert (pixels == batch[:, None, None, None]).all()
-        labels += batch.tolist()
-    return labels
+def test_global_batches_hold_every_image_once_in_order_and_pad_the_last():
+    indices = global_batches(20, 8)
+    assert indices.shape == (3, 8)
+    assert indices.ravel().tolist() == [*range(20), -1, -1, -1, -1]
 
 
-def test_batches_hold_every_image_once_and_in_order():
-    data = batches(numbered(), 8)
-    assert [len(labels) for _, labels in data.as_numpy_iterator()] == [8, 8, 4]
-    assert labels_of(data) == list(range(20))
+def test_an_epoch_has_an_order_of_its_own_and_the_same_one_each_time():
+    orders = [global_batches(20, 8, (seed, epoch)).ravel()[:20].tolist() for seed in (0, 1) for epoch in (1, 2)]
+    assert len({tuple(order) for order in orders}) == 4
+    assert all(sorted(order) == list(range(20)) and order != list(range(20)) for order in orders)
+    assert global_batches(20, 8, (1, 2)).ravel()[:20].tolist() == orders[3]
 
 
-def test_shuffled_batches_hold_every_image_with_its_label_in_a_new_order_each_epoch():
-    data = batches(numbered(), 8, shuffle_seed=1)
-    first, second = labels_of(data), labels_of(data)
-    assert sorted(first) == sorted(second) == list(range(20))
-    assert first != second
-    assert first != list(range(20))
-    assert labels_of(batches(numbered(), 8, shuffle_seed=1)) == first
-    assert labels_of(batches(numbered(), 8, shuffle_seed=2)) != first
+def test_a_replica_is_fed_every_image_with_its_label_and_padding_of_weight_zero():
+    batches = fed(tf.distribute.get_strategy(), 20, global_batches(20, 8))
+    assert [labels[: 8 if index < 2 else 4] for index, (labels, _) in enumerate(batches)] == [
+        list(range(8)),
+        list(range(8, 16)),
+        list(range(16, 20)),
+    ]
+    for index, (_, weights) in enumerate(batches):
+        np.testing.assert_allclose(weights, [1 / 8] * 8 if index < 2 else [1 / 4] * 4 + [0] * 4)
 
 
-@pytest.mark.parametrize("seed", [None, 3])
-def test_fewer_images_leave_out_the_last_and_more_repeat_the_last(seed):
-    fewer = labels_of(batches(numbered(), 8, seed, images=17))
-    assert len(fewer) == len(set(fewer)) == 17
-    more = labels_of(batches(numbered(), 8, seed, images=23))
-    assert sorted(more) == [*range(19), 19, 19, 19, 19]
-    assert more[20:] == [19, 19, 19]
-    if seed is None:
-        assert fewer == list(range(17))
-
-
-def test_what_is_left_out_of_shuffled_batches_changes_with_each_epoch():
-    data = batches(numbered(), 8, shuffle_seed=1, images=16)
-    assert len({frozenset(labels_of(data)) for _ in range(4)}) > 1
+def test_a_sample_is_the_first_images_of_a_split(info):
+    whole = load_split(info, "train", SIZE)
+    sample = sample_split(info, "train", SIZE, 40)
+    assert (len(sample.labels), len(whole.labels)) == (40, 75)
+    np.testing.assert_array_equal(sample.pixels, whole.pixels[:40])
+    np.testing.assert_array_equal(sample.labels, whole.labels[:40])
+    assert len(sample_split(info, "train", SIZE, 1000).labels) == 75

@@ -14,12 +14,13 @@ JOBS = ("prepare", "train", "infer", "report", "query")
 LIGHT = (
     *("model.spec", "model.metrics", "model.drift", "model.evaluation", "model.dataset_info", "model.bundle"),
     *("model.engine", "model.litert", "model.preprocess", "model.synthetic", "model.recipes"),
+    *("model.calibration", "model.cluster", "model.checkpoint"),
     *("pipelines.records", "pipelines.shards", "pipelines.units", "pipelines.run", "pipelines.report"),
     *("pipelines.query", "pipelines.finish", "pipelines.classification", "pipelines.sinks"),
 )
 WITH_TENSORFLOW = {
-    *("model.network", "model.dataset", "model.training", "model.training_progress", "model.export"),
-    *("model.strategy",),
+    *("model.network", "model.backbones", "model.augmentation", "model.dataset", "model.export", "model.strategy"),
+    *("model.training", "model.training_loop", "model.tensorboard_log"),
 }
 
 

@@ -101,9 +101,17 @@ def test_the_positive_class_asked_for_goes_first_and_must_be_there():
 def test_overrides_that_are_none_change_nothing():
     config = RECIPES["small"]
     assert config.with_overrides(epochs=None, batch_size=None) == config
-    changed = config.with_overrides(epochs=3, batch_size=None, seed=0)
-    assert changed == dataclasses.replace(config, epochs=3, seed=0)
+    changed = config.with_overrides(epochs=None, batch_size=5, seed=7)
+    assert changed == dataclasses.replace(config, batch_size=5, seed=7)
     assert RECIPES["small"] == config
+
+
+def test_epochs_are_overridden_in_every_stage():
+    config = RECIPES["two-stage-10"]
+    changed = config.with_overrides(epochs=3)
+    assert [stage.epochs for stage in changed.stages] == [3, 3]
+    assert [dataclasses.replace(stage, epochs=10) for stage in changed.stages] == list(config.stages)
+    assert [RECIPES[name].from_scratch for name in ("two-stage-10", "small")] == [False, True]
 
 
 @pytest.mark.parametrize("values", [{"epochs": 0}, {"batch_size": 0}, {"epochs": -1}])

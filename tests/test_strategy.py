@@ -50,7 +50,7 @@ def test_virtual_devices_that_nothing_would_run_on_are_refused():
 
 
 def test_an_unknown_strategy_is_refused_with_the_known_ones():
-    with pytest.raises(InputError, match="no strategy 'tpu'; the strategies are default, mirrored"):
+    with pytest.raises(InputError, match="no strategy 'tpu'; the strategies are default, mirrored, multiworker"):
         make_strategy("tpu")
 
 
@@ -61,3 +61,9 @@ def test_default_is_one_replica():
 @pytest.mark.skipif(has_gpu(), reason="for machines without GPUs")
 def test_mirrored_without_a_gpu_is_one_replica_on_the_cpu():
     assert make_strategy("mirrored").num_replicas_in_sync == 1
+
+
+def test_several_workers_without_their_addresses_are_refused(monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    with pytest.raises(InputError, match="--strategy multiworker needs TF_CONFIG on every worker"):
+        make_strategy("multiworker")

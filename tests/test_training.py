@@ -18,6 +18,7 @@ from helpers import environment
 
 from model import metrics
 from model.bundle import open_bundle
+from model.calibration import ThresholdTarget
 from model.dataset import load_split
 from model.dataset_info import read_dataset
 from model.engine import decide, open_engine
@@ -25,8 +26,9 @@ from model.errors import InputError
 from model.export import export_model
 from model.network import SMALL_CNN
 from model.preprocess import brightness
-from model.spec import TrainConfig
-from model.training import Reporter, train
+from model.spec import Stage, TrainConfig
+from model.training import TrainingOptions, evaluate, train
+from model.training_loop import Reporter
 
 FROZEN = TrainConfig(
     recipe="frozen",
@@ -34,12 +36,7 @@ FROZEN = TrainConfig(
     image_size=32,
     split=(60, 20, 20),
     batch_size=16,
-    epochs=3,
-    learning_rate=0.01,
-    dropout=0.0,
-    frozen=True,
-    augmented=False,
-    cosine=False,
+    stages=(Stage("head", epochs=3, learning_rate=0.01, frozen=True),),
 )
 
 
@@ -65,7 +62,8 @@ class Listener(Reporter):
 
 def run(data, logs, config, reporter=None):
     info = read_dataset(str(data))
-    return train(config, info, None, tf.distribute.get_strategy(), "Positive", logs, reporter)
+    options = TrainingOptions(None, "Positive", ThresholdTarget("f1"))
+    return train(config, info, options, tf.distribute.get_strategy(), logs, reporter=reporter)
 
 
 def serve(trained, pixels):
@@ -106,23 +104,52 @@ def frozen(own_data):
 
 def test_the_whole_network_is_trained_and_every_epoch_recorded(tiny_bundle):
     history = json.loads((tiny_bundle / "training" / "history.json").read_text())
-    assert history.keys() == {"accuracy", "loss", "val_accuracy", "val_loss"}
-    assert [len(values) for values in history.values()] == [8, 8, 8, 8]
+    assert [(row["stage"], row["epoch"]) for row in history] == [("network", epoch) for epoch in range(1, 9)]
+    assert history[0]["learning_rate"] == pytest.approx(3e-3)
+    rates = [row["learning_rate"] for row in history]
+    assert rates == sorted(rates, reverse=True)
+    assert all(row["images_per_second"] > 0 and 0 <= row["input_wait"] < 1 for row in history)
     assert list((tiny_bundle / "training" / "tensorboard").rglob("events.out.tfevents.*"))
 
 
-def test_validation_in_the_last_epoch_is_the_evaluation_behind_it(tiny_bundle, frozen):
-    # The same weights on the same images by two ways: Keras' own sums, and ours on the backbone's features.
+def test_validation_in_the_last_epoch_is_the_evaluation_before_calibration(tiny_bundle, frozen):
+    # The same weights on the same images by two ways: all replicas on the pixels, and LiteRT's features.
+    trained = frozen[0]
+    assert trained.uncalibrated["validation"].loss == pytest.approx(trained.history[-1]["val_loss"], abs=1e-4)
     history = json.loads((tiny_bundle / "training" / "history.json").read_text())
-    stored = open_bundle(str(tiny_bundle)).values["metrics"]["validation"]
-    assert stored["loss"] == pytest.approx(history["val_loss"][-1], abs=1e-4)
-    assert stored["accuracy"] == pytest.approx(history["val_accuracy"][-1])
-    assert frozen[0].validation.loss == pytest.approx(frozen[0].history["val_loss"][-1], abs=1e-4)
+    engine = open_engine("litert", open_bundle(str(tiny_bundle)), threads=1)
+    split = load_split(read_dataset(str(tiny_bundle.with_name("data"))), "val", 32)
+    probabilities = np.concatenate(
+        [engine.predict(split.pixels[start : start + 8]).probabilities for start in range(0, len(split.labels), 8)]
+    )
+    accuracy = (probabilities.argmax(axis=1) == split.labels).mean()
+    assert accuracy == pytest.approx(history[-1]["val_accuracy"])
+
+
+def test_calibration_lowers_the_loss_and_moves_no_image_to_another_class(frozen, own_data):
+    trained = frozen[0]
+    assert trained.temperature != 1.0
+    assert trained.validation.loss <= trained.uncalibrated["validation"].loss
+    split = load_split(read_dataset(str(own_data)), "test", 32)
+    served = serve(trained, split.pixels)["probabilities"]
+    np.testing.assert_allclose(served, trained.test_probabilities, atol=1e-5)
+    # At the threshold 0.5 the calibrated network decides as the one before it.
+    halved = dataclasses.replace(trained.spec, threshold=0.5)
+    counts = evaluate(halved, split.labels, served).counts
+    np.testing.assert_array_equal(counts.confusion, evaluate_uncalibrated(trained, split, halved))
+
+
+def evaluate_uncalibrated(trained, split, spec):
+    logits = np.log(serve(trained, split.pixels)["probabilities"].astype(np.float64)) * trained.temperature
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return evaluate(
+        spec, split.labels, (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
+    ).counts.confusion
 
 
 def test_training_lowers_the_loss_and_a_trained_bundle_beats_chance(frozen, tiny_bundle):
     trained, _ = frozen
-    assert trained.history["loss"][-1] < trained.history["loss"][0]
+    assert trained.history[-1]["loss"] < trained.history[0]["loss"]
     assert trained.before.counts.confusion.sum() == trained.validation.counts.confusion.sum() == 29
     assert abs(trained.before.loss - trained.validation.loss) > 0.01
     measured = open_bundle(str(tiny_bundle)).values["metrics"]
@@ -133,14 +160,14 @@ def test_training_lowers_the_loss_and_a_trained_bundle_beats_chance(frozen, tiny
 def test_the_spec_says_what_was_trained(frozen, own_data):
     spec = frozen[0].spec
     assert (spec.classes, spec.positive_class) == (("Negative", "Positive"), "Positive")
-    assert (spec.image_size, spec.threshold, spec.backbone, spec.recipe) == (32, 0.5, SMALL_CNN, "frozen")
+    assert (spec.image_size, spec.backbone, spec.recipe) == (32, SMALL_CNN, "frozen")
     assert spec.data_fingerprint == read_dataset(str(own_data)).fingerprint
     assert spec.embedding_size == len(frozen[0].reference["embedding_mean"])
 
 
 def test_a_frozen_backbone_keeps_its_weights_and_the_head_is_trained(frozen, own_data):
     trained, listener = frozen
-    assert [len(values) for values in trained.history.values()] == [3, 3, 3, 3]
+    assert [row["epoch"] for row in trained.history] == [1, 2, 3]
     info = read_dataset(str(own_data))
     assert listener.done == {f"features of the {name} split": info.count(name) for name in ("train", "val", "test")}
     kernels = [variable for variable in trained.serving.variables if "moving_variance" in variable.path]
@@ -166,7 +193,7 @@ def test_features_are_computed_once_and_never_for_another_backbone(frozen, own_d
     again = run(data, tmp_path / "logs", FROZEN, listener)
     assert listener.done == {}
     assert [stage for stage in listener.stages if "from the cache" in stage] == [
-        f"features of the {name} split: from the cache" for name in ("train", "val", "test")
+        f"features of the {name} split: from the cache" for name in ("val", "train", "test")
     ]
     assert again.test.loss == frozen[0].test.loss
     # Another seed is another random backbone, whose features are not there.
@@ -228,30 +255,37 @@ MIRRORED = """
 import dataclasses, json, sys
 from pathlib import Path
 import numpy as np
-from model import export, training
+from model import export, features, training
+from model.calibration import ThresholdTarget
 from model.dataset import load_split
 from model.dataset_info import read_dataset
 from model.recipes import recipe_named
 from model.strategy import make_strategy
+from model.training import TrainingOptions
 data, out = map(Path, sys.argv[1:])
 strategy = make_strategy("mirrored", 2)
-training.has_gpu = lambda: True
+features.has_gpu = lambda: True
+# So that what is served are the probabilities of the training.
+training.fit_temperature = lambda *_: 1.0
 info = read_dataset(str(data))
-whole = recipe_named("small").with_overrides(image_size=32, epochs=2, batch_size=37, augmented=False)
-frozen = dataclasses.replace(whole, frozen=True, epochs=1)
+small = recipe_named("small").with_overrides(image_size=32, epochs=2, batch_size=37)
+(network,) = small.stages
+whole = dataclasses.replace(small, stages=(dataclasses.replace(network, averaging=0.5),))
+head = dataclasses.replace(network, frozen=True, augmentation=None, epochs=1)
+frozen = dataclasses.replace(whole, stages=(head,))
 result = {"replicas": strategy.num_replicas_in_sync}
-predict = training._predict
+predict = training.Predictor.__call__
 for name, config in (("whole", whole), ("frozen", frozen)):
-    def watched(model, inputs, strategy):
-        outputs = predict(model, inputs, strategy)
+    def watched(self, inputs):
+        outputs = predict(self, inputs)
         np.save(out / f"{name}-{len(outputs)}-{outputs.shape[1]}.npy", outputs)
         return outputs
-    training._predict = watched
-    trained = training.train(config, info, None, strategy, "Positive", out / "logs")
+    training.Predictor.__call__ = watched
+    options = TrainingOptions(None, "Positive", ThresholdTarget("f1"))
+    trained = training.train(config, info, options, strategy, out / "logs")
     result[name] = trained.history
-    for split in ("val", "test"):
-        pixels = np.asarray(load_split(info, split, 32).pixels)
-        np.save(out / f"{name}-{split}-serving.npy", trained.serving(pixels, training=False)["probabilities"])
+    pixels = np.asarray(load_split(info, "val", 32).pixels)
+    np.save(out / f"{name}-val-serving.npy", trained.serving(pixels, training=False)["probabilities"])
     if name == "whole":
         export.convert_to_litert = lambda model: b""
         export.export_model(trained.serving, out / "bundle")
@@ -282,7 +316,7 @@ def mirrored(mirrored_process):
 
 
 def predicted_by_two(out, path, images):
-    """Probabilities of a split, each half of its images by one of the two devices."""
+    """Probabilities of a split after the last epoch, each half of its images by one of the two devices."""
     return np.load(out / f"{path}-{images}-2.npy")
 
 
@@ -291,20 +325,17 @@ def test_mirrored_training_predicts_what_the_reloaded_export_predicts(mirrored, 
     assert results["replicas"] == 2
     serve = tf.saved_model.load(str(out / "bundle")).signatures["serving_default"]
     info = read_dataset(str(own_data))
-    for name in ("val", "test"):
-        pixels = tf.constant(load_split(info, name, 32).pixels)
-        probabilities = serve(pixels=pixels)["probabilities"].numpy()
-        np.testing.assert_allclose(probabilities, predicted_by_two(out, "whole", info.count(name)), atol=1e-5)
+    probabilities = serve(pixels=tf.constant(load_split(info, "val", 32).pixels))["probabilities"].numpy()
+    np.testing.assert_allclose(probabilities, predicted_by_two(out, "whole", info.count("val")), atol=1e-5)
 
 
 @pytest.mark.parametrize("path", ["whole", "frozen"])
 def test_mirrored_training_predicts_what_the_network_to_export_predicts(mirrored, own_data, path):
     out, _ = mirrored
-    info = read_dataset(str(own_data))
-    for name in ("val", "test"):
-        probabilities = np.load(out / f"{path}-{name}-serving.npy")
-        assert np.ptp(probabilities) > 0.01
-        np.testing.assert_allclose(probabilities, predicted_by_two(out, path, info.count(name)), atol=1e-5)
+    probabilities = np.load(out / f"{path}-val-serving.npy")
+    assert np.ptp(probabilities) > 0.01
+    images = read_dataset(str(own_data)).count("val")
+    np.testing.assert_allclose(probabilities, predicted_by_two(out, path, images), atol=1e-5)
 
 
 @pytest.mark.parametrize("path", ["whole", "frozen"])
@@ -313,8 +344,8 @@ def test_devices_that_cannot_share_the_images_evenly_train_all_the_same(mirrored
     info = read_dataset(str(own_data))
     assert (info.count("train"), info.count("val")) == (75, 29)
     history = mirrored[1][path]
-    assert {len(values) for values in history.values()} == {2 if path == "whole" else 1}
-    assert np.isfinite(list(history.values())).all()
+    assert len(history) == (2 if path == "whole" else 1)
+    assert all(np.isfinite([row["loss"], row["val_loss"]]).all() for row in history)
 
 
 def test_an_export_predicts_what_the_network_before_it_predicts(frozen, own_data, tmp_path):
