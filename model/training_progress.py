@@ -62,6 +62,7 @@ class ConsoleReporter(Reporter):
         names = ("accuracy", "loss", "val_accuracy", "val_loss")
         values = "  ".join(f"{name} {row[name]:.4f}" for name in names)
         speed = ""
-        if row["images_per_second"] is not None:
+        # Computed features are learnt from in less than a second per epoch: there is no wait to speak of.
+        if row["images_per_second"] is not None and not (stage.frozen and stage.augmentation is None):
             speed = f"  {row['images_per_second']:,.0f} images/s, {row['input_wait']:.1%} of it waiting for input"
         self.stage(f"{stage.name} {row['epoch']}/{stage.epochs}  {values}{speed}")

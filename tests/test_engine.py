@@ -8,13 +8,25 @@ import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import keras
 import numpy as np
 import pytest
 
 from model import engine as engines
-from model.bundle import open_bundle
-from model.engine import LiteRtEngine, SavedModelEngine, Scores, choose_engine, decide, open_engine
+from model.bundle import LITERT_INT8_FILE, BundleWriter, open_bundle
+from model.engine import (
+    LITERT_FILES,
+    LiteRtEngine,
+    SavedModelEngine,
+    Scores,
+    check_engine,
+    choose_engine,
+    decide,
+    open_engine,
+)
 from model.errors import BundleError, InputError
+from model.export import convert_to_litert_int8, export_model
+from model.network import build_backbone, build_head, build_serving, fit_projection
 from model.spec import ModelSpec
 
 
@@ -159,11 +171,11 @@ def test_nothing_is_decided_on_no_images():
 
 
 def test_an_unknown_engine_is_refused_with_the_known_ones():
-    with pytest.raises(InputError, match="no engine 'onnx'; the engines are auto, litert, savedmodel"):
+    with pytest.raises(InputError, match="no engine 'onnx'; the engines are auto, litert, litert-int8, savedmodel"):
         choose_engine("onnx")
 
 
-@pytest.mark.parametrize("name", ["litert", "savedmodel"])
+@pytest.mark.parametrize("name", ["litert", "litert-int8", "savedmodel"])
 def test_an_engine_asked_for_is_taken(name):
     assert choose_engine(name) == name
 
@@ -188,3 +200,69 @@ def test_open_engine_gives_the_kind_that_was_chosen(litert, savedmodel):
     assert isinstance(litert, LiteRtEngine)
     assert isinstance(savedmodel, SavedModelEngine)
     assert isinstance(litert.predict(images(1)), Scores)
+
+
+def bundle_with(folder, spec: ModelSpec, int8: bool):
+    """A bundle of an untrained network, with or without its int8 network."""
+    keras.utils.set_random_seed(0)
+    backbone = build_backbone("small_cnn", 32, None, trainable=False)
+    pixels = np.concatenate([images(8, seed) for seed in range(4)])
+    features = np.asarray(backbone(pixels))
+    projection = fit_projection(features)
+    serving = build_serving(backbone, build_head(features.shape[1], 2, dropout=0.0), projection)
+    writer = BundleWriter(str(folder))
+    export_model(serving, writer.folder)
+    if int8:
+        (writer.folder / LITERT_INT8_FILE).write_bytes(convert_to_litert_int8(serving, pixels))
+    return writer.finish(dataclasses.replace(spec, embedding_size=projection.matrix.shape[1]), {})
+
+
+@pytest.fixture(scope="module")
+def int8_bundle(tmp_path_factory):
+    return bundle_with(tmp_path_factory.mktemp("int8") / "bundle", TWO, int8=True)
+
+
+def test_the_int8_engine_says_nearly_what_litert_says_but_runs_another_network(int8_bundle):
+    check_engine("litert-int8", int8_bundle)
+    int8, exact = (open_engine(name, int8_bundle, threads=2) for name in ("litert-int8", "litert"))
+    one, other = int8.predict(images(8, 100)), exact.predict(images(8, 100))
+    assert isinstance(one, Scores)
+    assert one.probabilities.dtype == one.embedding.dtype == np.float32
+    assert one.embedding.shape == other.embedding.shape
+    difference = np.abs(one.probabilities - other.probabilities).max()
+    assert 0 < difference < 0.02
+    np.testing.assert_allclose(one.probabilities.sum(axis=1), 1, atol=1e-5)
+
+
+def test_the_int8_engine_gives_four_threads_what_it_gives_one_and_each_image_the_same_alone(int8_bundle):
+    engine = open_engine("litert-int8", int8_bundle, threads=2)
+    batches = [images(1 + seed % 8, seed) for seed in range(12)]
+    expected = [engine.predict(batch) for batch in batches]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(engine.predict, batches))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one.probabilities, other.probabilities)
+    np.testing.assert_array_equal(engine.predict(batches[7][3:4]).embedding[0], expected[7].embedding[3])
+
+
+def test_the_int8_network_belongs_to_what_a_bundle_is_and_is_checked(int8_bundle, tmp_path):
+    plain = bundle_with(tmp_path / "plain", TWO, int8=False)
+    assert plain.spec.fingerprint != int8_bundle.spec.fingerprint
+    shutil.copytree(int8_bundle.path, tmp_path / "changed")
+    with open(tmp_path / "changed" / LITERT_FILES["litert-int8"], "ab") as stream:
+        stream.write(b"\0")
+    changed = open_bundle(str(tmp_path / "changed"))
+    open_engine("litert", changed, threads=1)
+    for function in (check_engine, open_engine):
+        with pytest.raises(BundleError, match=r"model_int8\.tflite has changed"):
+            function("litert-int8", changed)
+        with pytest.raises(BundleError) as caught:
+            function("litert-int8", plain)
+        assert str(caught.value) == (
+            f"the bundle {plain.path} has no int8 network: train it again with this version, or give --engine litert"
+        )
+
+
+@pytest.mark.parametrize("name", ["auto", "litert", "savedmodel"])
+def test_an_engine_whose_files_are_there_passes_the_check(name, bundle):
+    check_engine(name, bundle)
