@@ -140,7 +140,12 @@ def _write(job: TrainingJob, info: DatasetInfo, positive_class: str, writer: Bun
         if warning:
             reporter.stage(warning)
         options = _options(job, positive_class)
-        trained = train(config, info, options, strategy, training / "tensorboard", checkpoint, reporter)
+        try:
+            trained = train(config, info, options, strategy, training / "tensorboard", checkpoint, reporter)
+        except KeyboardInterrupt:
+            if checkpoint.path.exists():
+                reporter.stage("the finished epochs are kept: the same command with --resume goes on behind them")
+            raise
         reporter.stage("writing the bundle")
         export_model(trained.serving, writer.folder)
         metrics = _write_record(job, info, trained, writer.folder, reporter)

@@ -187,7 +187,7 @@ def test_features_are_computed_once_and_never_for_another_backbone(frozen, own_d
     shutil.copytree(own_data, data)
     for shard in data.rglob("*.tfrecord"):
         shard.unlink()
-    for pixels in (data / "_cache").rglob("*-pixels.npy"):
+    for pixels in (data / "_cache").rglob("*.npy"):
         pixels.unlink()
     listener = Listener()
     again = run(data, tmp_path / "logs", FROZEN, listener)

@@ -96,16 +96,17 @@ def test_the_int8_network_is_as_good_as_its_metrics_say(tiny_bundle, tiny_data):
     assert size["model_int8.tflite"] < size["model.tflite"] / 2
 
 
-def test_an_interrupted_training_is_neither_lost_nor_gone_on_with_by_chance(monkeypatch, tiny_data, tmp_path):
+def test_an_interrupted_training_is_neither_lost_nor_gone_on_with_by_chance(monkeypatch, tiny_data, tmp_path, capfd):
     two = recipe_named("small").with_overrides(image_size=32, epochs=2)
 
     def fail(*_):
-        raise Broken("in the middle")
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(training_progress.ConsoleReporter, "epoch_ended", fail)
-    with pytest.raises(Broken):
+    with pytest.raises(KeyboardInterrupt):
         run_training(job(tiny_data, tmp_path / "bundle", config=two))
     monkeypatch.undo()
+    assert "the same command with --resume goes on behind them" in capfd.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["bundle.checkpoint.npz"]
     with pytest.raises(InputError, match=r"bundle\.checkpoint\.npz is of an interrupted training: go on with --resume"):
         run_training(job(tiny_data, tmp_path / "bundle", config=two))
