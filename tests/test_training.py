@@ -251,6 +251,19 @@ def test_an_empty_split_is_refused_by_name(own_data, tmp_path, empty):
         run(tmp_path, tmp_path / "logs", FROZEN)
 
 
+def test_mixed_precision_trains_in_sixteen_bits_and_leaves_a_float32_network(own_data, tmp_path):
+    (stage,) = FROZEN.stages
+    config = dataclasses.replace(FROZEN, stages=(dataclasses.replace(stage, frozen=False, epochs=2),))
+    info = read_dataset(str(own_data))
+    options = TrainingOptions(None, "Positive", ThresholdTarget("f1"), mixed_precision=True)
+    trained = train(config, info, options, tf.distribute.get_strategy(), tmp_path)
+    assert np.isfinite([row["loss"] for row in trained.history]).all()
+    assert {layer.compute_dtype for layer in trained.serving._flatten_layers()} <= {"float32", "uint8"}
+    assert {weight.dtype for weight in trained.serving.weights} == {"float32"}
+    served = serve(trained, load_split(info, "test", 32).pixels)["probabilities"]
+    np.testing.assert_allclose(served, trained.test_probabilities, atol=1e-5)
+
+
 MIRRORED = """
 import dataclasses, json, sys
 from pathlib import Path
