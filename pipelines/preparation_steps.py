@@ -63,8 +63,11 @@ class PreparationConfig:
     def __post_init__(self) -> None:
         if len(self.split) != 3 or not all(math.isfinite(part) and part > 0 for part in self.split):
             raise InputError(f"--split takes three positive numbers such as 60/20/20, not {self.split}")
-        train, val, test = (part / sum(self.split) for part in self.split)
-        object.__setattr__(self, "split", (train, val, test))
+        total = sum(self.split)
+        # Shares stay as they are: 0.7, 0.2 and 0.1 do not add up to 1 exactly, and divided again they would be others.
+        if not math.isclose(total, 1.0):
+            train, val, test = (part / total for part in self.split)
+            object.__setattr__(self, "split", (train, val, test))
         if not 1 <= self.shards <= MAXIMUM_SHARDS:
             raise InputError(f"--shards {self.shards} is not in [1, {MAXIMUM_SHARDS}]")
         if storage.is_remote(self.out):

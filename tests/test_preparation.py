@@ -253,11 +253,12 @@ def test_the_fingerprint_follows_content_classes_split_and_seed_not_names(tmp_pa
     assert len({plain.fingerprint, *(info.fingerprint for info, _ in others)}) == 4
 
 
-def test_finished_data_is_left_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("split", [(60, 20, 20), (70, 20, 10), (70, 24, 6), (1, 1, 1)])
+def test_finished_data_is_left_alone(tmp_path: Path, split: tuple[float, float, float]) -> None:
     folder = write_files(tmp_path / "src", make_files())
-    run(folder, tmp_path / "out")
+    run(folder, tmp_path / "out", split=split)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
-    info, done_now = run(folder, tmp_path / "out")
+    info, done_now = run(folder, tmp_path / "out", split=split)
     assert not done_now
     assert info == read_dataset(str(tmp_path / "out"))
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
