@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.table import cell
 from model.bundle import LITERT_FILE, TRAINING_FOLDER, Bundle
 from model.errors import InputError
 from model.recipes import DESCRIPTIONS
@@ -76,7 +77,7 @@ def to_markdown(outcomes: Sequence[Outcome]) -> str:
 
 def _cells(outcome: Outcome) -> tuple[str, ...]:
     name = outcome.recipe.recipe
-    first = (f"`{name}`", _plain(DESCRIPTIONS[name]), PUBLISHED.get(name, ""))
+    first = (f"`{name}`", cell(DESCRIPTIONS[name]), PUBLISHED.get(name, ""))
     if outcome.bundle is None:
         return (*first, "failed", *[""] * (len(COLUMNS) - NUMBERS_FROM - 1))
     metrics: dict[str, Any] = outcome.bundle.values["metrics"]
@@ -101,7 +102,7 @@ def _errors(confusion: Sequence[Sequence[int]]) -> int:
 def _failures(outcomes: Sequence[Outcome]) -> Iterator[str]:
     for outcome in outcomes:
         if outcome.error:
-            yield f"`{outcome.recipe.recipe}` failed: {_plain(outcome.error)}"
+            yield f"`{outcome.recipe.recipe}` failed: {cell(outcome.error)}"
 
 
 def _augmentation(outcomes: Sequence[Outcome]) -> Iterator[str]:
@@ -161,7 +162,3 @@ def _parts(file: Path) -> tuple[str, str]:
     if (text.count(BEGIN), text.count(END)) != (1, 1) or text.index(BEGIN) > text.index(END):
         raise InputError(f"{file} needs the lines {BEGIN} and {END}, once each and in this order, for the table")
     return text.partition(BEGIN)[0], text.partition(END)[2]
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

@@ -106,7 +106,7 @@ def to_markdown(
     lines += [_line(_cells(summary)) for summary in summaries]
     failed = [summary for summary in summaries if summary["error"]]
     if failed:
-        lines += ["", *(f"- **{summary['title']}** failed: {_plain(summary['error'])}" for summary in failed)]
+        lines += ["", *(f"- **{summary['title']}** failed: {cell(summary['error'])}" for summary in failed)]
     if shares:
         lines += ["", "The pipeline's rate as a share of its limits (median of the ratios within a round):", ""]
         lines += [
@@ -141,5 +141,6 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _plain(text: str) -> str:
+def cell(text: str) -> str:
+    """Text of any origin as a cell of a Markdown table, in one line."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

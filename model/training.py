@@ -185,7 +185,8 @@ class _Network:
             model, examples = self.head, Examples(features.values, features.labels)
             self._reporter.stage("training the head on the features: a frozen backbone needs each image once")
         else:
-            model, examples = self._classifier(stage), self._examples(stage)
+            split = self._pixels("train")
+            model, examples = self._classifier(stage), Examples(split.pixels, split.labels)
             part = "the head" if stage.frozen else "the network"
             self._reporter.stage(f"training {part} on the decoded images")
         scores = self._validator(stage)
@@ -234,10 +235,6 @@ class _Network:
             inputs, labels = split.pixels, split.labels
             predictor = Predictor(self._classifier(dataclasses.replace(stage, augmentation=None)), self._strategy)
         return lambda: (labels, predictor(inputs))
-
-    def _examples(self, stage: Stage) -> Examples:
-        split = self._pixels("train")
-        return Examples(split.pixels, split.labels)
 
     def _pixels(self, name: str) -> Split:
         size = self.config.image_size
