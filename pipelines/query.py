@@ -31,7 +31,7 @@ UNIT_SCHEMA = pa.schema(
         pa.field("error", pa.string()),
     ]
 )
-"""The ``units`` table: seconds of work, and an ``error`` where the unit's shard was cut or gone."""
+"""The ``units`` table: seconds of work, and an ``error`` where a shard of the unit was cut or gone."""
 
 EXAMPLES: tuple[tuple[str, str], ...] = (
     (
@@ -110,7 +110,13 @@ def open_run_tables(run: str) -> duckdb.DuckDBPyConnection:
             if part in marker.files:
                 paths.append(storage.join(run, part))
     columns = ("unit", "source", "images", "predictions", "failures", "seconds")
-    units = [{**{name: getattr(marker, name) for name in columns}, "error": marker.shard_error} for marker in markers]
+    units = [
+        {
+            **{name: getattr(marker, name) for name in columns},
+            "error": "; ".join(marker.shard_errors.values()) or None,
+        }
+        for marker in markers
+    ]
     return connect(files[PREDICTIONS], files[FAILURES], pa.Table.from_pylist(units, UNIT_SCHEMA))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import pyarrow as pa
 
@@ -46,11 +47,28 @@ class Failure:
 
 
 class ShardError(Exception):
-    """A shard is cut, damaged or gone, so that an unknown number of its images cannot be read."""
+    """A shard is cut, damaged or gone, so that an unknown number of its images cannot be read.
 
-    def __init__(self, code: str, message: str) -> None:
+    Attributes:
+        code: short and stable name of the error's kind.
+        by_source: the message of each such shard of a work unit, by the shard's ``source``; empty where the error is
+            not a unit's.
+    """
+
+    def __init__(self, code: str, message: str, by_source: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.code = code
+        self.by_source = dict(by_source or {})
+
+    def __reduce__(self) -> tuple[type[ShardError], tuple[str, str, dict[str, str]]]:
+        # By default an exception is copied to another process by its message alone.
+        return ShardError, (self.code, str(self), self.by_source)
+
+    @classmethod
+    def of_shards(cls, errors: Mapping[str, ShardError]) -> ShardError:
+        """One error for all shards of a unit that could not be read to their ends, from one or more, by source."""
+        messages = {source: str(error) for source, error in errors.items()}
+        return cls(next(iter(errors.values())).code, "; ".join(messages.values()), messages)
 
 
 PREDICTION_SCHEMA = pa.schema(

@@ -40,11 +40,11 @@ class Marker:
 
     Attributes:
         unit: the unit's name.
-        source: the shard or folder that was read.
+        source: the shard or folder that was read; of several shards, the folder that holds them all.
         images: images read; always predictions plus failures.
         predictions, failures: rows of the two tables.
         failure_codes: failures by ``stage/code``.
-        shard_error: why the shard could not be read to its end, or None.
+        shard_errors: why shards could not be read to their ends, by their sources.
         input_bytes: size of the unit's input in bytes.
         seconds: wall time of reading and classifying.
         counts: metric counts over the predictions.
@@ -58,7 +58,7 @@ class Marker:
     predictions: int
     failures: int
     failure_codes: Mapping[str, int]
-    shard_error: str | None
+    shard_errors: Mapping[str, str]
     input_bytes: int
     seconds: float
     counts: MetricCounts
@@ -118,7 +118,7 @@ class Totals:
             predictions=marker.predictions,
             failures=marker.failures,
             failure_codes=marker.failure_codes,
-            shard_errors=((marker.source, marker.shard_error),) if marker.shard_error else (),
+            shard_errors=tuple(sorted(marker.shard_errors.items())),
             input_bytes=marker.input_bytes,
             seconds=marker.seconds,
             counts=marker.counts,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Mapping
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import storage
 from pipelines.classification import UnitTables
+from pipelines.records import ShardError
 from pipelines.run import FAILURES, PREDICTIONS, TEMPORARY, THUMBNAILS, Marker, marker_path, part_path, read_marker
 from pipelines.units import WorkUnit
 
@@ -59,7 +61,7 @@ def commit(run: str, unit: WorkUnit, tables: UnitTables, model_fingerprint: str)
         predictions=tables.predictions.num_rows,
         failures=tables.failures.num_rows,
         failure_codes=dict(sorted(stages.items())),
-        shard_error=str(tables.shard_error) if tables.shard_error else None,
+        shard_errors=_by_source(unit, tables.shard_error),
         input_bytes=unit.size,
         seconds=round(tables.seconds, 3),
         counts=tables.counts,
@@ -68,6 +70,12 @@ def commit(run: str, unit: WorkUnit, tables: UnitTables, model_fingerprint: str)
     )
     storage.put(marker_file, marker.to_bytes(), temporary)
     return marker
+
+
+def _by_source(unit: WorkUnit, error: ShardError | None) -> Mapping[str, str]:
+    if error is None:
+        return {}
+    return error.by_source or {unit.source: str(error)}
 
 
 def encode_parquet(table: pa.Table) -> bytes:

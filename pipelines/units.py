@@ -16,11 +16,16 @@ from model.spec import canonical_json
 from pipelines import parquet, shards, storage, tar
 from pipelines.formats import Listing, list_input, relative
 from pipelines.manifest import read_manifest
-from pipelines.records import Failure, ImageRecord
+from pipelines.records import Failure, ImageRecord, ShardError
 from pipelines.shards import FileEntry, UniqueNames
 
 INDEX_NAME = "places.jsonl"
 PLAN_FILE_BYTES = 64 * 2**20
+
+MANY_SHARDS = 256
+"""Where an input has more tar or TFRecord files than this, small neighbours are read as one work unit."""
+SHARED_UNIT_BYTES = 8 * 2**20
+"""So much, at most, such neighbours have together: about as many photos of a few kilobytes as a folder's unit."""
 
 _LABELS = ("auto", "from-folder", "none")
 _FOOTER_THREADS = 16
@@ -72,10 +77,11 @@ class WorkUnit:
         name: index and 8 hexadecimal digits of a hash of what the unit holds; the stem of its files in a run.
         format: ``folder``, ``tfrecord``, ``tar``, ``parquet`` or ``manifest``.
         source: the shard, manifest or folder (of all the files), relative to the input root; ``.`` is the root itself.
-        path: the absolute path or URL of the shard or manifest; of the input root for a folder.
+        path: the absolute path or URL of the shard or manifest; of the input root for a folder or several shards.
         size: bytes to read; uncompressed for Parquet, 0 where a manifest does not tell.
         row_groups: first row group and the one behind the last; None: the whole file.
-        files: the files of a folder's or manifest's unit.
+        files: the files of a folder's or manifest's unit, or the shards of a unit of several, where ``image_id`` is the
+            shard's ``source``.
         labels, image_column: as in :class:`InputConfig`.
         first: position of the first of ``files`` in the input's sorted files, or in the manifest.
     """
@@ -136,6 +142,10 @@ def plan_units(config: InputConfig, listing: Listing | None = None) -> Iterator[
     A shard without images still is a unit, and so is one that is damaged: reading it tells. Of shards only the first is
     opened, except Parquet, where each file's footer tells its row groups.
 
+    A unit has costs of its own (synced files, a marker, a last batch that is not full), so of more than
+    :data:`MANY_SHARDS` tar or TFRecord files neighbours share a unit, up to ``SHARED_UNIT_BYTES`` and up to what leaves
+    about ``MANY_SHARDS`` units to spread and to go on from.
+
     Args:
         config: what to read.
         listing: from :func:`pipelines.formats.list_input`, where the caller has it already.
@@ -153,10 +163,7 @@ def plan_units(config: InputConfig, listing: Listing | None = None) -> Iterator[
     elif listing.format == "parquet":
         units = _parquet_units(config, listing)
     else:
-        units = (
-            {"source": relative(file.path, listing.root), "path": file.path, "size": file.size}
-            for file in listing.files
-        )
+        units = _shard_units(listing)
     for index, unit in enumerate(units):
         source = shards.printable(unit.pop("source"))
         files = unit.get("files", ())
@@ -165,6 +172,30 @@ def plan_units(config: InputConfig, listing: Listing | None = None) -> Iterator[
         yield WorkUnit(
             index, name, listing.format, source, labels=config.labels, image_column=config.image_column, **unit
         )
+
+
+def _shard_units(listing: Listing) -> Iterator[dict[str, Any]]:
+    shared = 0
+    if len(listing.files) > MANY_SHARDS:
+        shared = min(SHARED_UNIT_BYTES, sum(file.size for file in listing.files) // MANY_SHARDS)
+    chosen: list[storage.FileInfo] = []
+    size = 0
+    for file in listing.files:
+        if chosen and (not shared or size + file.size > shared):
+            yield _unit_of_shards(chosen, listing.root)
+            chosen, size = [], 0
+        chosen.append(file)
+        size += file.size
+    yield _unit_of_shards(chosen, listing.root)
+
+
+def _unit_of_shards(chosen: Sequence[storage.FileInfo], root: str) -> dict[str, Any]:
+    if len(chosen) == 1:
+        return {"source": relative(chosen[0].path, root), "path": chosen[0].path, "size": chosen[0].size}
+    names = [shards.printable(relative(file.path, root)) for file in chosen]
+    files = tuple(FileEntry(file.path, name, name) for file, name in zip(chosen, names, strict=True))
+    folder = posixpath.commonpath([posixpath.dirname(name) for name in names]) or "."
+    return {"source": folder, "path": root, "size": sum(file.size for file in chosen), "files": files}
 
 
 def _folder_units(config: InputConfig, listing: Listing) -> Iterator[dict[str, Any]]:
@@ -355,7 +386,8 @@ def read_unit_images(unit: WorkUnit, classes: Sequence[str]) -> Iterator[ImageRe
         classes: the model's class names, for labels that are indices.
 
     Raises:
-        ShardError: the shard is cut, damaged or gone; the images before that place have been yielded.
+        ShardError: a shard is cut, damaged or gone; the images before that place, and those of the unit's other shards,
+            have been yielded.
     """
     if unit.format in ("folder", "manifest"):
         for image in shards.read_files(unit.files, unit.first):
@@ -364,19 +396,30 @@ def read_unit_images(unit: WorkUnit, classes: Sequence[str]) -> Iterator[ImageRe
                 image = dataclasses.replace(image, label=shards.resolve_label(image.label, classes))
             yield image
         return
+    errors: dict[str, ShardError] = {}
+    for path, source in [(file.path, file.source) for file in unit.files] or [(unit.path, unit.source)]:
+        try:
+            yield from _read_shard(unit, path, source, classes)
+        except ShardError as error:
+            errors[source] = error
+    if errors:
+        raise ShardError.of_shards(errors)
+
+
+def _read_shard(unit: WorkUnit, path: str, source: str, classes: Sequence[str]) -> Iterator[ImageRecord | Failure]:
     if unit.format == "tfrecord":
-        images = shards.read_tfrecord(unit.path, unit.source, classes)
+        images = shards.read_tfrecord(path, source, classes)
     elif unit.format == "tar":
-        images = tar.read_tar(unit.path, unit.source, classes)
+        images = tar.read_tar(path, source, classes)
     else:
         column = unit.labels.partition(":")[2] or None
-        images = parquet.read_parquet(unit.path, unit.source, unit.row_groups, unit.image_column, column, classes)
+        images = parquet.read_parquet(path, source, unit.row_groups, unit.image_column, column, classes)
     if unit.labels not in ("from-folder", "none"):
         yield from images
         return
     for image in images:
         if isinstance(image, ImageRecord):
-            inner = image.image_id.removeprefix(f"{unit.source}/")
+            inner = image.image_id.removeprefix(f"{source}/")
             label = _folder_name(inner) if unit.labels == "from-folder" and inner != image.image_id else None
             image = dataclasses.replace(image, label=label)
         yield image

@@ -199,7 +199,7 @@ def test_steady_work_goes_from_the_first_image_to_the_last_marker(tmp_path):
     for unit, predictions, seconds, part, committed in units:
         values = {field.name: 0 for field in dataclasses.fields(Marker)}
         values |= {"unit": unit, "source": unit, "images": predictions, "predictions": predictions}
-        values |= {"seconds": seconds, "counts": counts, "files": {}, "failure_codes": {}, "shard_error": None}
+        values |= {"seconds": seconds, "counts": counts, "files": {}, "failure_codes": {}, "shard_errors": {}}
         marker = Marker(**values)
         storage.put(marker_path(run, unit), marker.to_bytes())
         os.utime(marker_path(run, unit), (committed, committed))

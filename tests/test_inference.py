@@ -320,6 +320,19 @@ def test_bad_images_and_cut_shards_are_accounted_for(shards, tiny_bundle, tmp_pa
     assert (tmp_path / "run" / "_SUCCESS").exists()
 
 
+def test_every_damaged_shard_of_a_unit_of_many_is_named(shards, tiny_bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.units.MANY_SHARDS", 1)
+    cut = tmp_path / "shards"
+    shutil.copytree(shards, cut)
+    names = [f"test-{number:05d}-of-00004.tfrecord" for number in (1, 2)]
+    for name in names:
+        (cut / name).write_bytes((cut / name).read_bytes()[:-1])
+    outcome = run_inference(job(cut, tiny_bundle, tmp_path / "run"))
+    assert outcome.units == 1
+    assert [unit["source"] for unit in outcome.report["unit_failures"]] == names
+    assert outcome.report["images"] == len(predictions(tmp_path / "run")) == 118
+
+
 def test_units_are_elements_and_committed_ones_pass_as_totals(undisturbed):
     from apache_beam.testing.util import assert_that, equal_to
 

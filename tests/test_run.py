@@ -24,8 +24,9 @@ def marker(number: int, failures: int = 0, error: str | None = None) -> Marker:
     probabilities = generator.random((5, 2), np.float32)
     counts = count(CLASSES, ["sound", "crack", None, "moss", "crack"], probabilities.argmax(axis=1), probabilities)
     codes = {"decode/empty": failures} if failures else {}
+    errors = {f"s{number}": error} if error else {}
     return Marker(
-        f"{number:06d}-aa", f"s{number}", 5 + failures, 5, failures, codes, error, 100, 0.25 * number, counts, {}, "ab"
+        f"{number:06d}-aa", f"s{number}", 5 + failures, 5, failures, codes, errors, 100, 0.25 * number, counts, {}, "ab"
     )
 
 

@@ -275,6 +275,59 @@ def test_label_column_of_a_format_without_columns(formats: Path) -> None:
         plan(formats / "tar", labels="column:y")
 
 
+class TestManyShards:
+    """Of many small shards, neighbours share a work unit."""
+
+    @pytest.fixture(autouse=True)
+    def few_are_many(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(units, "MANY_SHARDS", 4)
+
+    def write(self, root: Path, count: int) -> None:
+        for shard in range(count):
+            write_tfrecord(root / f"{shard % 2}" / f"{shard:02d}.tfrecord", 2)
+
+    def test_few_shards_have_a_unit_each(self, tmp_path: Path) -> None:
+        self.write(tmp_path, 4)
+        assert [unit.source for unit in plan(tmp_path)] == [
+            *("0/00.tfrecord", "0/02.tfrecord", "1/01.tfrecord", "1/03.tfrecord")
+        ]
+
+    def test_neighbours_are_read_as_if_each_were_alone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.write(tmp_path / "in", 22)
+        found = plan(tmp_path / "in")
+        assert [len(unit.files) for unit in found] == [5, 5, 5, 5, 2]
+        assert [unit.source for unit in found] == ["0", "0", ".", "1", "1"]
+        assert sum(unit.size for unit in found) == sum(file.stat().st_size for file in (tmp_path / "in").rglob("*.*d"))
+        written = units.write_plan(found, f"{tmp_path}/plan")
+        assert [units.read_unit(f"{tmp_path}/plan", place) for place in written] == found
+        together = read(tmp_path / "in")
+        monkeypatch.setattr(units, "MANY_SHARDS", 22)
+        assert together == read(tmp_path / "in")
+
+    def test_a_unit_of_many_is_no_larger_than_allowed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.write(tmp_path, 22)
+        (size,) = {file.stat().st_size for file in tmp_path.rglob("*.tfrecord")}
+        monkeypatch.setattr(units, "SHARED_UNIT_BYTES", 3 * size)
+        write_tfrecord(tmp_path / "0" / "15-large.tfrecord", 40)
+        assert [len(unit.files) for unit in plan(tmp_path)] == [3, 3, 2, 0, 3, 3, 3, 3, 2]
+
+    def test_shards_that_are_damaged_do_not_hide_their_neighbours(self, tmp_path: Path) -> None:
+        self.write(tmp_path, 22)
+        (unit, *_) = plan(tmp_path)
+        whole = (tmp_path / "0/02.tfrecord").read_bytes()
+        (tmp_path / "0/02.tfrecord").write_bytes(whole[:-1])
+        (tmp_path / "0/06.tfrecord").unlink()
+        images = []
+        with pytest.raises(ShardError) as raised:
+            images.extend(units.read_unit_images(unit, CLASSES))
+        assert [(image.source[:4], image.position) for image in images] == [
+            *(("0/00", 0), ("0/00", 1), ("0/02", 0), ("0/04", 0), ("0/04", 1), ("0/08", 0), ("0/08", 1))
+        ]
+        assert list(raised.value.by_source) == ["0/02.tfrecord", "0/06.tfrecord"]
+        copy = pickle.loads(pickle.dumps(raised.value))
+        assert (copy.code, str(copy), copy.by_source) == ("truncated", str(raised.value), raised.value.by_source)
+
+
 class TestPlanFiles:
     @pytest.mark.parametrize("kind", KINDS)
     def test_round_trip(self, formats: Path, kind: str, tmp_path: Path) -> None:
