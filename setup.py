@@ -6,7 +6,7 @@ from setuptools import setup
 
 # One minor version of TensorFlow: the converter to LiteRT and Keras' saving change between them.
 TRAIN = ["tensorflow>=2.21,<2.22", "tensorboard>=2.20", "matplotlib>=3.10", "pydot>=4"]
-GCP = ["apache-beam[gcp]>=2.77,<3", "google-cloud-storage>=3", "gcsfs>=2026.1"]
+GCP = ["apache-beam[gcp]>=2.77,<3", "gcsfs>=2026.1"]
 DEV = ["pytest>=9", "ruff>=0.17,<0.18", "mypy>=2.4,<3", "scikit-learn>=1.8"]
 
 setup(

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import json
 import operator
-import os
-import socket
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from model.errors import InputError, RunError
 from model.metrics import MetricCounts
-from pipelines import storage
+from pipelines import lock, storage
 
 FORMAT_VERSION = 1
 RUN_FILE = "run.json"
@@ -245,65 +241,16 @@ def check_is_run_or_empty(run: str) -> None:
     Raises:
         InputError: it is a file, or a folder that holds something and no ``run.json``, plan or lock.
     """
-    if storage.is_remote(run) or not os.path.exists(run):
-        return
-    if not os.path.isdir(run):
-        raise InputError(f"{run} is a file: give the run a folder of its own by --out")
     try:
-        present = set(os.listdir(run))
+        present = set(storage.list_entries(run))
+    except NotADirectoryError:
+        raise InputError(f"{run} is a file: give the run a folder of its own by --out") from None
     except OSError as error:
         raise InputError(f"--out {run} cannot be read: {error.strerror}") from error
     if present and not present & {RUN_FILE, PLAN, LOCK}:
         raise InputError(f"{run} holds other files and no run: give the run a folder of its own by --out")
 
 
-@contextlib.contextmanager
-def locked(run: str) -> Iterator[None]:
-    """Hold a run for one writer on this machine; the lock of a process that died is void.
-
-    The lock is the kernel's, on ``_lock.json``, whose content only tells who holds it.
-
-    Raises:
-        RunError: another process holds it.
-    """
-    path = Path(run) / LOCK
-    storage.make_directory(run)
-    with contextlib.ExitStack() as stack:
-        while True:
-            try:
-                stream = stack.enter_context(open(path, "a+b"))
-            except OSError as error:
-                raise RunError(f"{run} cannot be written: {error.strerror}") from error
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise RunError(
-                    f"{run} is being written by {_holder(path)}: wait for it, or give another --out"
-                ) from None
-            # The holder before may have removed the file between our opening and locking it.
-            with contextlib.suppress(FileNotFoundError):
-                if os.fstat(stream.fileno()).st_ino == os.stat(path).st_ino:
-                    break
-        stream.truncate(0)
-        stream.write(json.dumps(_identity()).encode())
-        stream.flush()
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _identity() -> dict[str, Any]:
-    try:
-        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        boot_id = ""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "boot_id": boot_id}
-
-
-def _holder(path: Path) -> str:
-    try:
-        holder = json.loads(path.read_bytes())
-        return f"process {holder['pid']} on {holder['host']}"
-    except (OSError, ValueError, KeyError):
-        return "another process"
+def locked(run: str) -> contextlib.AbstractContextManager[None]:
+    """Hold a run for one writer; see :func:`pipelines.lock.held`."""
+    return lock.held(storage.join(run, LOCK), run)

@@ -1,7 +1,7 @@
 """One face for local paths and buckets: list, read, atomic put, put-if-absent.
 
 A local put is a file written under a temporary name, synced and renamed; on an object store a single put is atomic by
-itself. Buckets (``gs://`` and others) go through fsspec, whose driver comes with an extra of this package.
+itself. Buckets (``gs://`` and others) go through :mod:`pipelines.buckets`.
 """
 
 from __future__ import annotations
@@ -12,24 +12,28 @@ import glob
 import os
 import posixpath
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import BinaryIO, TypeVar, cast
 
 from model.errors import InputError
+from pipelines import buckets
 
 Result = TypeVar("Result")
 
-GLOB_CHARACTERS = frozenset("*?[")
+GLOB_CHARACTERS = buckets.GLOB_CHARACTERS
+COPY_BYTES = 4 * 2**20
 
 
 @dataclasses.dataclass(frozen=True, slots=True, order=True)
 class FileInfo:
-    """A file as a listing gives it: its path and its size in bytes."""
+    """A file as a listing gives it: its path and its size in bytes, in a bucket also a tag of its content."""
 
     path: str
     size: int
+    tag: str = ""
 
 
 def is_remote(path: str) -> bool:
@@ -47,37 +51,36 @@ def base_name(path: str) -> str:
     return posixpath.basename(path.rstrip("/"))
 
 
-def _remote(path: str) -> tuple[Any, str]:
-    import fsspec
-
-    try:
-        filesystem, inner = fsspec.core.url_to_fs(path)
-    except (ImportError, ValueError) as error:
-        raise InputError(f"cannot open {path}: {error}") from error
-    return filesystem, inner
+def absolute(path: str) -> str:
+    """A path that means the same in every process: absolute, or a URL, without a slash at its end."""
+    if not is_remote(path):
+        return os.path.abspath(path)
+    scheme, _, rest = path.partition("://")
+    return f"{scheme}://{rest.rstrip('/')}"
 
 
 def open_input(path: str) -> BinaryIO:
-    """Open a file for reading as a stream of bytes.
+    """Open a file for reading as a stream of bytes; of an object store, some MiB of it are in memory at a time.
 
     Raises:
         FileNotFoundError, OSError: it is not there or cannot be read.
-        InputError: the driver of the path's scheme is not installed.
+        InputError: the driver of the path's scheme is not installed, or the store asks for credentials.
     """
-    if is_remote(path):
-        filesystem, inner = _remote(path)
-        return cast(BinaryIO, filesystem.open(inner, "rb"))
-    return open(path, "rb")
+    return buckets.open_input(path) if is_remote(path) else open(path, "rb")
 
 
 def read_bytes(path: str) -> bytes:
     """The whole content of a file; raises as :func:`open_input`."""
+    if is_remote(path):
+        return buckets.read_range(path)
     with open_input(path) as stream:
         return stream.read()
 
 
 def read_range(path: str, offset: int, length: int) -> bytes:
-    """``length`` bytes of a file from ``offset``; raises as :func:`open_input`."""
+    """``length`` bytes of a file from ``offset``, fewer at its end; raises as :func:`open_input`."""
+    if is_remote(path):
+        return buckets.read_range(path, offset, length)
     with open_input(path) as stream:
         stream.seek(offset)
         return stream.read(length)
@@ -85,28 +88,32 @@ def read_range(path: str, offset: int, length: int) -> bytes:
 
 def exists(path: str) -> bool:
     """Whether a file or folder is there."""
-    if is_remote(path):
-        filesystem, inner = _remote(path)
-        return bool(filesystem.exists(inner))
-    return os.path.exists(path)
+    return buckets.exists(path) if is_remote(path) else os.path.exists(path)
 
 
 def is_directory(path: str) -> bool:
     """Whether a path is a folder (on an object store: a prefix of some object)."""
-    if is_remote(path):
-        filesystem, inner = _remote(path)
-        return bool(filesystem.isdir(inner))
-    return os.path.isdir(path)
+    return buckets.is_directory(path) if is_remote(path) else os.path.isdir(path)
+
+
+def list_entries(directory: str) -> list[str]:
+    """Names of the files and folders directly inside a folder, sorted; empty where the folder is not there.
+
+    Raises:
+        OSError: it is a file, or cannot be read.
+    """
+    if is_remote(directory):
+        return sorted(buckets.entries(directory))
+    try:
+        return sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return []
 
 
 def list_names(directory: str) -> list[str]:
     """Names of the files directly inside a folder, sorted; empty where the folder is not there."""
     if is_remote(directory):
-        filesystem, inner = _remote(directory)
-        if not filesystem.exists(inner):
-            return []
-        entries = filesystem.ls(inner, detail=True)
-        return sorted(base_name(entry["name"]) for entry in entries if entry["type"] == "file")
+        return sorted(name for name, is_file in buckets.entries(directory).items() if is_file)
     try:
         with os.scandir(directory) as entries:
             return sorted(entry.name for entry in entries if entry.is_file())
@@ -117,11 +124,11 @@ def list_names(directory: str) -> list[str]:
 def list_files(pattern: str) -> list[FileInfo]:
     """The files that a path, a glob pattern or a folder (with all its subfolders) names, sorted by path.
 
-    Hidden files and folders, whose names begin with a dot or an underscore, are left out of folders. Links to folders
-    are followed once each, so that a link to a parent ends the walk rather than going round for ever.
+    Hidden files and folders, whose names begin with a dot or an underscore, are left out of local folders. Links to
+    folders are followed once each, so that a link to a parent ends the walk rather than going round for ever.
 
     Raises:
-        InputError: nothing is there, or a folder cannot be read.
+        InputError: nothing is there, or it cannot be listed.
     """
     if is_remote(pattern):
         found = _list_remote(pattern)
@@ -165,17 +172,12 @@ def _file_info(path: str) -> FileInfo:
 
 
 def _list_remote(pattern: str) -> list[FileInfo]:
-    filesystem, inner = _remote(pattern)
-    scheme = pattern.split("://", 1)[0]
-    if GLOB_CHARACTERS & set(inner):
-        details = filesystem.glob(inner, detail=True)
-    else:
-        details = filesystem.find(inner, detail=True)
-    return [
-        FileInfo(f"{scheme}://{path.lstrip('/')}", int(detail["size"]))
-        for path, detail in details.items()
-        if detail["type"] == "file"
-    ]
+    try:
+        return [FileInfo(*entry) for entry in buckets.listing(pattern)]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise InputError(f"cannot list {pattern}: {error.strerror}") from error
 
 
 def make_directory(path: str) -> None:
@@ -204,26 +206,56 @@ def put(path: str, data: bytes, temporary: str | None = None) -> None:
         OSError: it cannot be written (no space, no permission).
     """
     if is_remote(path):
-        filesystem, inner = _remote(path)
-        filesystem.pipe_file(inner, data)
+        buckets.put(path, data)
         return
+    with _unfinished(path, temporary) as stream:
+        stream.write(data)
+
+
+@contextlib.contextmanager
+def writer(path: str, temporary: str | None = None) -> Iterator[BinaryIO]:
+    """A stream into a file that appears whole when the block ends, and not at all on an error; otherwise as `put`.
+
+    An object is written to a local temporary file first: a driver's own stream would keep half of it on an error.
+    """
+    if not is_remote(path):
+        with _unfinished(path, temporary) as stream:
+            yield stream
+        return
+    with tempfile.NamedTemporaryFile(prefix="crackscan-") as local:
+        yield cast(BinaryIO, local)
+        local.flush()
+        buckets.upload(local.name, path)
+
+
+def copy(source: str, target: str) -> None:
+    """Copy a file between any two places; the copy appears whole.
+
+    Raises:
+        OSError: one cannot be read or the other written.
+    """
+    if is_remote(target) and not is_remote(source):
+        buckets.upload(source, target)
+        return
+    with open_input(source) as stream, writer(target) as sink:
+        shutil.copyfileobj(stream, sink, COPY_BYTES)
+
+
+@contextlib.contextmanager
+def _unfinished(path: str, temporary: str | None) -> Iterator[BinaryIO]:
+    """A stream into a file under another name, synced and renamed when the block ends, removed on an error."""
     folder = os.path.dirname(path)
     unfinished = os.path.join(temporary or folder, f".{uuid.uuid4().hex}.tmp")
     try:
-        _write_synced(unfinished, data)
+        with _with_folder(os.path.dirname(unfinished), lambda: open(unfinished, "wb")) as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
         _with_folder(folder, lambda: os.replace(unfinished, path))
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(unfinished)
         raise
-
-
-def _write_synced(path: str, data: bytes) -> None:
-    stream = _with_folder(os.path.dirname(path), lambda: open(path, "wb"))  # noqa: SIM115
-    with stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def _with_folder(folder: str, act: Callable[[], Result]) -> Result:
@@ -238,9 +270,7 @@ def _with_folder(folder: str, act: Callable[[], Result]) -> Result:
 def delete(path: str) -> None:
     """Delete a file or a folder with all that is in it; nothing happens where it is not there."""
     if is_remote(path):
-        filesystem, inner = _remote(path)
-        if filesystem.exists(inner):
-            filesystem.rm(inner, recursive=True)
+        buckets.delete(path)
         return
     if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path)
