@@ -141,7 +141,10 @@ def choose_threshold(
 ) -> float:
     """The decision threshold t that serves a target best: an image is called positive where its probability is >= t.
 
-    - ``f1``: of all thresholds with the highest F1, the nearest to 0.5.
+    - ``f1``: of all thresholds whose F1 is as high as any but for chance, the nearest to 0.5. By chance the errors of
+      the best one may be more by their standard error, the root of their number, and by one at least (the
+      one-standard-error rule of Breiman et al. 1984, section 3.4.3): a network with few errors would otherwise
+      let one odd image of the validation split move the threshold far, and be worse on new images for it.
     - ``recall=R``: the highest threshold with a recall of R or more, which has the fewest false alarms of them.
     - ``precision=P``: the lowest threshold with a precision of P or more, which has the highest recall of them.
 
@@ -182,9 +185,12 @@ def choose_threshold(
         if positives in (0, len(scores)):
             return 0.5
         f1 = 2 * found / (called + positives)
-        best = np.flatnonzero(f1 == f1.max())
-        distance = np.maximum(np.maximum(lower[best] - 0.5, 0.5 - upper[best]), 0.0)
-        chosen = int(best[distance.argmin()])
+        best = int(f1.argmax())
+        errors = called[best] + positives - 2 * found[best]
+        bound = 2 * found[best] / (called[best] + positives + max(1.0, float(np.sqrt(errors))))
+        good = np.flatnonzero(f1 >= bound)
+        distance = np.maximum(np.maximum(lower[good] - 0.5, 0.5 - upper[good]), 0.0)
+        chosen = int(good[distance.argmin()])
         if lower[chosen] < 0.5 <= upper[chosen]:
             return 0.5
     elif target.metric == "recall":

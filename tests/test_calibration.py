@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score
 
 from model.calibration import (
     TEMPERATURES,
@@ -164,15 +165,30 @@ def scored(kind, seed, images=40):
     return scores.astype(np.float32), positive
 
 
+def f1_but_for_chance(scores, positive, thresholds):
+    """The highest F1, with one standard error more errors."""
+    best = max(f1_score(positive, scores >= threshold, zero_division=0.0) for threshold in thresholds)
+    bounds = []
+    for threshold in thresholds:
+        called = scores >= threshold
+        if f1_score(positive, called, zero_division=0.0) == best:
+            errors = (called != positive).sum()
+            hits = (called & positive).sum()
+            bounds.append(2 * hits / (2 * hits + errors + max(1, errors**0.5)))
+    return max(bounds)
+
+
 def brute_force(scores, positive, target):
     """The images that the best of all thresholds calls positive, by trying one of each interval of float32."""
     edges = np.concatenate([scores, np.nextafter(scores, np.float32(2)), np.float32([0, 0.5, 1])])
     candidates = []
-    for threshold in np.unique(edges[edges <= 1]):
+    thresholds = np.unique(edges[edges <= 1])
+    bound = f1_but_for_chance(scores, positive, thresholds) if target.metric == "f1" else 0.0
+    for threshold in thresholds:
         called = scores >= threshold
         found = int((called & positive).sum())
         if target.metric == "f1":
-            key = (2 * found / (called.sum() + positive.sum()), -abs(float(threshold) - 0.5))
+            key = (f1_score(positive, called, zero_division=0.0) >= bound - 1e-12, -abs(float(threshold) - 0.5))
         elif target.metric == "recall":
             key = (found / positive.sum() >= target.least, float(threshold))
         else:
@@ -215,17 +231,29 @@ def threshold_of(scores, positive, text):
 def test_f1_takes_one_half_where_that_is_as_good_as_any():
     assert threshold_of([0.1, 0.2, 0.51, 0.9], [0, 0, 1, 1], "f1") == 0.5
     assert threshold_of([0.1, 0.5, 0.9], [0, 1, 1], "f1") == 0.5
-    # At 0.5 the negative image would be called positive.
-    assert threshold_of([0.1, 0.5, 0.75], [0, 0, 1], "f1") == 0.625
 
 
 def test_f1_takes_the_plateau_nearest_to_one_half_and_its_middle():
     assert threshold_of([0.125, 0.25, 0.375], [0, 1, 1], "f1") == 0.1875
-    # F1 is 2/3 from 0.875 on, and 2/3 from 0.125 on, with 1/2 between them.
-    scores, positive = [0.125, 0.25, 0.375, 0.875], [1, 0, 0, 1]
-    assert threshold_of(scores, positive, "f1") == 0.5
-    assert threshold_of([0.125, 0.25, 0.625, 0.875], positive, "f1") == 0.75
-    assert threshold_of([0.375, 0.75, 0.875, 1.0], positive, "f1") == 0.1875
+    assert threshold_of([0.625, 0.625, 0.875, 0.875], [0, 0, 1, 1], "f1") == 0.75
+
+
+def test_a_single_odd_image_does_not_move_the_threshold_for_f1():
+    scores = [0.02] * 100 + [0.84] + [0.97] * 100
+    assert threshold_of(scores, [0] * 101 + [1] * 100, "f1") == 0.5
+    # Nine such images are more than chance: the threshold goes above them.
+    scores = [0.02] * 100 + [0.75] * 9 + [1.0] * 100
+    assert threshold_of(scores, [0] * 109 + [1] * 100, "f1") == 0.875
+
+
+def test_the_threshold_for_f1_may_cost_the_standard_error_of_the_best_ones_errors():
+    def costing(errors_of_best, more_at_one_half):
+        wrong = [0.96875] * errors_of_best + [0.75] * more_at_one_half
+        scores = [0.02] * 100 + wrong + [0.9375] * 100
+        return threshold_of(scores, [0] * (100 + len(wrong)) + [1] * 100, "f1")
+
+    assert costing(16, 4) == 0.5
+    assert costing(16, 5) == 0.84375
 
 
 def test_recall_and_precision_take_the_middle_of_the_gap():
@@ -240,7 +268,7 @@ def test_recall_and_precision_take_the_middle_of_the_gap():
 def test_a_gap_without_a_number_of_float32():
     low = np.float32(0.7)
     high = np.nextafter(low, np.float32(1))
-    assert threshold_of([low, high], [0, 1], "f1") == float(high)
+    assert threshold_of([low] * 2 + [high] * 2, [0, 0, 1, 1], "f1") == float(high)
     assert threshold_of([0.0, 0.0], [1, 0], "recall=1") == 0.0
     assert threshold_of([1.0, 1.0, 0.0], [1, 0, 0], "recall=1") == 0.5
 
