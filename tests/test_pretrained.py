@@ -9,7 +9,8 @@ from model.bundle import PRETRAINED, open_bundle
 
 def test_every_file_of_the_bundle_is_there_and_unchanged():
     bundle = open_bundle(PRETRAINED)
-    assert {"saved_model.pb", "model.tflite", "model_int8.tflite", "model.keras", "reference.json"} <= set(bundle.values["files"])
+    expected = {"saved_model.pb", "model.tflite", "model_int8.tflite", "model.keras", "reference.json"}
+    assert expected <= set(bundle.values["files"])
     for name in bundle.values["files"]:
         bundle.verified(name)
     assert bundle.values["metrics"]["test"]["accuracy"] >= 0.99
