@@ -13,6 +13,7 @@ from model.bundle import open_bundle
 from model.engine import Engine, open_engine
 from model.spec import ModelSpec
 from pipelines import storage
+from pipelines.bundles import local_bundle
 from pipelines.classification import UnitTables, classify
 from pipelines.progress import images_done
 from pipelines.run import PLAN
@@ -62,7 +63,7 @@ class WorkUnitModelHandler(ModelHandler[Place, UnitResult, LoadedModel]):
 
     def load_model(self) -> LoadedModel:
         """Open the bundle; its files' hashes are checked here, once per process."""
-        bundle = open_bundle(self._model)
+        bundle = open_bundle(local_bundle(self._model))
         return LoadedModel(open_engine(self._engine, bundle, self._thread_count()), bundle.spec)
 
     def run_inference(

@@ -13,7 +13,7 @@ from apache_beam.ml.inference.base import RunInference
 from pipelines import storage
 from pipelines.finish import finish_run
 from pipelines.handler import UnitResult, WorkUnitModelHandler
-from pipelines.run import PLAN, Totals, read_valid_marker
+from pipelines.run import PLAN, Totals, committed_units, read_valid_marker
 from pipelines.sinks import commit
 from pipelines.units import Place, places
 
@@ -110,9 +110,15 @@ class SplitCommitted(beam.DoFn):
     def __init__(self, run: str, model_fingerprint: str) -> None:
         self._run = run
         self._model_fingerprint = model_fingerprint
+        self._committed: frozenset[str] = frozenset()
+
+    def start_bundle(self) -> None:
+        # One listing, where asking for each marker would cost a bucket two requests per unit.
+        self._committed = frozenset(committed_units(self._run))
 
     def process(self, place: Place) -> Iterator[beam.pvalue.TaggedOutput]:
-        marker = read_valid_marker(self._run, place.name, self._model_fingerprint)
+        found = place.name in self._committed
+        marker = read_valid_marker(self._run, place.name, self._model_fingerprint) if found else None
         if marker:
             yield beam.pvalue.TaggedOutput(COMMITTED, Totals.of(marker))
         else:

@@ -15,6 +15,7 @@ from model.engine import check_engine, choose_engine
 from model.errors import InputError, RunError
 from model.provenance import package_versions
 from pipelines import storage
+from pipelines.bundles import local_bundle
 from pipelines.finish import check_accounting, make_report
 from pipelines.formats import Listing, list_input
 from pipelines.inference import InferenceConfig, define_pipeline
@@ -77,8 +78,6 @@ class InferenceJob:
         for option, value in (("--input", self.input.pattern), ("--model", self.model), ("--out", self.out)):
             if not value:
                 raise InputError(f"{option} is empty")
-        if storage.is_remote(self.out):
-            raise InputError(f"--out {self.out}: a run is written to a local folder; only images are read from buckets")
         for option, value in (("--model", self.model), ("--out", self.out)):
             if not value.isprintable():
                 raise InputError(f"{option} {value!r} has characters that no run can be named by")
@@ -111,9 +110,9 @@ def run_inference(job: InferenceJob) -> Outcome:
         BundleError: the bundle is missing or changed.
         RunError: the run was begun with other settings, or another process is writing it.
     """
-    run = os.path.abspath(job.out)
+    run, model = storage.absolute(job.out), storage.absolute(job.model)
     check_is_run_or_empty(run)
-    bundle = open_bundle(os.path.abspath(job.model))
+    bundle = open_bundle(local_bundle(model))
     engine = choose_engine(job.engine)
     check_engine(engine, bundle)
     listing = list_input(job.input.pattern, job.input.format, job.input.path_column)
@@ -121,14 +120,12 @@ def run_inference(job: InferenceJob) -> Outcome:
         raise InputError(f"--out {job.out} lies inside the input, which would change by it: give another place")
     pipeline = make_pipeline(list(job.beam_arguments))
     with locked(run):
-        planned = begin_run(run, job.input, listing, bundle, engine)
+        planned = begin_run(run, job.input, listing, dataclasses.replace(bundle, path=model), engine)
         before = len(committed_units(run))
         if finished := is_finished(run):
             _check_finished(run, bundle)
         else:
-            config = InferenceConfig(
-                run, bundle.path, engine, bundle.spec.classes, bundle.spec.fingerprint, job.threads
-            )
+            config = InferenceConfig(run, model, engine, bundle.spec.classes, bundle.spec.fingerprint, job.threads)
             _run_pipeline(pipeline, config, planned)
         report = make_report(run)
     return Outcome(job.out, report, len(planned), before, finished)
@@ -178,7 +175,9 @@ def begin_run(run: str, config: InputConfig, listing: Listing, bundle: Bundle, e
 
 
 def _reads_below(pattern: str, root: str, run: str) -> bool:
-    if storage.is_remote(pattern) or not (os.path.isdir(pattern) or "**" in pattern):
+    if storage.is_remote(pattern) or storage.is_remote(run):
+        return storage.is_remote(pattern) and f"{run}/".startswith(f"{root}/") and "*" not in pattern
+    if not (os.path.isdir(pattern) or "**" in pattern):
         return False
     inner, outer = os.path.realpath(run), os.path.realpath(root)
     return os.path.commonpath([inner, outer]) == outer

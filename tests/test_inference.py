@@ -253,7 +253,6 @@ def test_a_run_that_cannot_be_written_on_ends_in_one_line_and_goes_on_later(undi
     ("options", "said"),
     [
         ({"threads": -1}, "threads"),
-        ({"out": "gs://bucket/run"}, "local folder"),
         ({"model": ""}, "--model is empty"),
         ({"beam_arguments": ("--runner=NoSuchRunner",)}, "Beam cannot be set up"),
     ],
