@@ -7,11 +7,12 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check install clean constraints help
+.PHONY: demo test integration check install clean constraints help
 
 help:
 	@echo "make demo     synthetic images, a small network, the pipeline, a report: minutes, no download but packages"
 	@echo "make test     every test that needs no server"
+	@echo "make integration  jobs on real servers: Flink, Prism, Cloud Storage; needs Java, Maven and Go, fetches some once"
 	@echo "make check    lint, format and types"
 	@echo "make install  only the virtual environment .venv"
 	@echo "make clean    remove .venv and workspace"
@@ -36,6 +37,10 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(RUN) -m pytest
+
+integration: $(INSTALLED)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gcp]'
+	$(RUN) -m pytest tests/integration
 
 check: $(INSTALLED)
 	$(RUN) -m ruff check .

@@ -16,17 +16,17 @@ from pipelines import storage
 from pipelines.bundles import local_bundle
 from pipelines.classification import UnitTables, classify
 from pipelines.progress import images_done
-from pipelines.run import PLAN
+from pipelines.run import PLAN, read_valid_marker
 from pipelines.units import Place, WorkUnit, read_unit, read_unit_images
 
 NAMESPACE = "crackscan"
 
 
 class UnitResult(NamedTuple):
-    """A work unit, what became of its images, and the fingerprint of the model."""
+    """A work unit, what became of its images (None: it is committed already), and the fingerprint of the model."""
 
     unit: WorkUnit
-    tables: UnitTables
+    tables: UnitTables | None
     model_fingerprint: str
 
 
@@ -69,10 +69,18 @@ class WorkUnitModelHandler(ModelHandler[Place, UnitResult, LoadedModel]):
     def run_inference(
         self, batch: Sequence[Place], model: LoadedModel, inference_args: Mapping[str, Any] | None = None
     ) -> Iterator[UnitResult]:
-        """Classify each unit of a batch (of one)."""
+        """Classify each unit of a batch (of one).
+
+        A runner that lost a worker does all of its places again, those too that were committed in the meantime: they
+        are passed on unread.
+        """
         plan = storage.join(self._run, PLAN)
         for place in batch:
             unit = read_unit(plan, place)
+            if read_valid_marker(self._run, unit.name, model.spec.fingerprint):
+                Metrics.counter(NAMESPACE, "units_committed_before").inc()
+                yield UnitResult(unit, None, model.spec.fingerprint)
+                continue
             images = read_unit_images(unit, model.spec.classes)
             tables = classify(images, model.engine, model.spec, self._thread_count(), images_done.add)
             Metrics.counter(NAMESPACE, "images_classified").inc(tables.predictions.num_rows)

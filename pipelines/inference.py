@@ -13,7 +13,7 @@ from apache_beam.ml.inference.base import RunInference
 from pipelines import storage
 from pipelines.finish import finish_run
 from pipelines.handler import UnitResult, WorkUnitModelHandler
-from pipelines.run import PLAN, Totals, committed_units, read_valid_marker
+from pipelines.run import PLAN, Totals, committed_units, read_marker, read_valid_marker
 from pipelines.sinks import commit
 from pipelines.units import Place, places
 
@@ -131,8 +131,9 @@ def read_places(run: str) -> Iterator[Place]:
 
 
 def commit_result(result: UnitResult, run: str) -> Totals:
-    """Commit a unit and give its totals."""
-    return Totals.of(commit(run, *result))
+    """Commit a unit where it is not committed already, and give its totals."""
+    unit, tables, model_fingerprint = result
+    return Totals.of(commit(run, unit, tables, model_fingerprint) if tables else read_marker(run, unit.name))
 
 
 def merge_totals(zero: Totals, totals: Iterable[Totals]) -> Totals:

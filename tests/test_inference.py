@@ -353,13 +353,34 @@ def test_the_handler_asks_for_one_unit_at_a_time():
     }
 
 
+def test_a_unit_that_was_committed_in_the_meantime_is_passed_on_unread(undisturbed, tiny_bundle):
+    run = str(undisturbed)
+    handler = WorkUnitModelHandler(run, str(tiny_bundle), "litert", 1)
+    network = handler.load_model()
+
+    class Unusable:
+        batch_size = 8
+
+    network.engine = Unusable()
+    place = next(inference.read_places(run))
+    (result,) = handler.run_inference([place], network)
+    assert result.tables is None
+    totals, marker = inference.commit_result(result, run), next(read_markers(run))
+    assert totals.units == 1
+    assert totals.counts.to_json() == marker.counts.to_json()
+
+
 def test_whoever_commits_second_writes_nothing(undisturbed, tiny_bundle, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
     place = next(units.places(str(run / "plan")))
     (first, *_) = read_markers(str(run))
+    marker = run / "_commits" / f"{place.name}.json"
+    content = marker.read_bytes()
+    marker.unlink()
     model = WorkUnitModelHandler(str(run), str(tiny_bundle), "litert", 1)
     (result,) = model.run_inference([place], model.load_model())
+    marker.write_bytes(content)
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     assert commit(str(run), *result).to_bytes() == first.to_bytes()
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
