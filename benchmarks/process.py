@@ -23,6 +23,7 @@ class Measured:
     Attributes:
         code: its exit code, negative for a signal.
         seconds: from its start to its end.
+        cpu_seconds: processor time of the command and of the children that it waited for.
         peak_process_mb: the most resident memory of its largest process in MiB, from the kernel's own record.
         peak_total_mb: the most memory of all its processes together in MiB (proportional set size, so that shared
             pages count once), looked at twice a second; of a single process the kernel's record.
@@ -31,6 +32,7 @@ class Measured:
 
     code: int
     seconds: float
+    cpu_seconds: float
     peak_process_mb: float
     peak_total_mb: float
     timed_out: bool
@@ -64,7 +66,7 @@ def run_measured(
     # process had when it forked: it serves only for a process that ended before the watcher's first look.
     largest = (watcher.largest or usage.ru_maxrss * 1024) / MIB
     total = largest if watcher.processes == 1 else watcher.peak / MIB
-    return Measured(process.returncode, seconds, largest, total, watcher.timed_out)
+    return Measured(process.returncode, seconds, usage.ru_utime + usage.ru_stime, largest, total, watcher.timed_out)
 
 
 class _Watcher(threading.Thread):

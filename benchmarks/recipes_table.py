@@ -134,31 +134,32 @@ def _epochs(outcomes: Sequence[Outcome]) -> Iterator[str]:
         yield f"`{outcome.recipe.recipe}`: {len(history)} of {planned} epochs ran{shown}"
 
 
-def check_markers(file: Path) -> None:
+def check_markers(file: Path, markers: tuple[str, str] = (BEGIN, END)) -> None:
     """Make sure that a file has each of the two markers once, in order.
 
     Raises:
         InputError: it has not, or cannot be read.
     """
-    _parts(file)
+    _parts(file, markers)
 
 
-def put_between_markers(file: Path, table: str) -> None:
+def put_between_markers(file: Path, table: str, markers: tuple[str, str] = (BEGIN, END)) -> None:
     """Replace what stands between the markers of a file.
 
     Raises:
         InputError: the markers are missing, or the file cannot be read.
     """
-    before, after = _parts(file)
-    file.write_bytes(f"{before}{BEGIN}\n{table}{END}{after}".encode())
+    before, after = _parts(file, markers)
+    file.write_bytes(f"{before}{markers[0]}\n{table}{markers[1]}{after}".encode())
 
 
-def _parts(file: Path) -> tuple[str, str]:
+def _parts(file: Path, markers: tuple[str, str]) -> tuple[str, str]:
+    begin, end = markers
     try:
         # As bytes: reading as text would make other line ends of those that the file has.
         text = file.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {file}: {error}") from error
-    if (text.count(BEGIN), text.count(END)) != (1, 1) or text.index(BEGIN) > text.index(END):
-        raise InputError(f"{file} needs the lines {BEGIN} and {END}, once each and in this order, for the table")
-    return text.partition(BEGIN)[0], text.partition(END)[2]
+    if (text.count(begin), text.count(end)) != (1, 1) or text.index(begin) > text.index(end):
+        raise InputError(f"{file} needs the lines {begin} and {end}, once each and in this order, for the table")
+    return text.partition(begin)[0], text.partition(end)[2]

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import pickle
 from functools import reduce
 
 import numpy as np
@@ -196,3 +197,10 @@ def test_inputs_that_do_not_fit_are_refused(predicted, first, message):
 def test_an_unknown_positive_class_is_refused():
     with pytest.raises(ValueError, match="none of"):
         metrics.compute(MetricCounts.zero(["a", "b"]), "c")
+
+
+def test_counts_travel_between_processes_without_their_empty_bins():
+    counts = counted(*sample(3, 50, 0))
+    sent = pickle.dumps(counts)
+    assert len(sent) < 5_000 < counts.rank_histogram.nbytes
+    assert pickle.loads(sent).to_json() == counts.to_json()
