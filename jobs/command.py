@@ -37,7 +37,7 @@ def run_command(main: Callable[[], int], continues: bool = False) -> int:
         continues: the same command goes on where an interrupted one stopped.
 
     Returns:
-        The command's own code; 2 with one line on stderr for an error that the user can act on; 130 or 143 on SIGINT
+        The command's own code; 2 with one line on stderr for each thing that the user can mend; 130 or 143 on SIGINT
         and SIGTERM. Any other exception is a fault of this program: it passes with its traceback, and Python exits
         with 1.
     """
@@ -60,7 +60,7 @@ def run_command(main: Callable[[], int], continues: bool = False) -> int:
             # Also where a library has turned the interruption into an exception of its own, as DuckDB does.
             return _stop(_received[0], continues)
         if isinstance(error, CrackscanError):
-            return _refuse(str(error))
+            return _refuse(*map(str, error.args))
         if isinstance(error, ModuleNotFoundError) and error.name:
             return _refuse(f"the package {error.name} is not installed: pip install -c constraints.txt .")
         raise
@@ -91,8 +91,9 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _refuse(message: str) -> int:
-    print(f"crackscan: {' '.join(message.split())}", file=sys.stderr)
+def _refuse(*messages: str) -> int:
+    for message in messages:
+        print(f"crackscan: {' '.join(message.split())}", file=sys.stderr)
     return REFUSED
 
 

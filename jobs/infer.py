@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.command import DONE, TOO_MANY_FAILURES, run_command, split_beam_arguments
+
+if TYPE_CHECKING:
+    from pipelines.inference_job import DryRun
 
 DEFAULT_MODEL = "workspace/bundle"
 
@@ -28,6 +31,7 @@ examples:
   python -m jobs.infer --input photos/ --labels from-folder --out runs/photos
   python -m jobs.infer --input 'shards/*.tar' --threads 8
   python -m jobs.infer --input list.csv --labels column:defect
+  python -m jobs.infer --input photos/ --dry-run        only check, and print the plan
 
 Arguments that are none of the above go to Beam, such as --runner (in-process by default).
 exit codes: 0 done; 2 the input, the model or the run is refused; 3 done with more failures than --max-failures, or
@@ -88,6 +92,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="exit with 3 where more images and shards failed than this (any number of images, no shard)",
     )
+    options.add_argument(
+        "--shared-filesystem",
+        action="store_true",
+        help="local paths name the same files on every worker of a cluster",
+    )
+    options.add_argument(
+        "--dry-run", action="store_true", help="check everything, print what would be done, and do nothing"
+    )
     return options
 
 
@@ -95,28 +107,31 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command."""
     options, beam_arguments = split_beam_arguments(parser(), arguments)
     from model.errors import InputError
-    from pipelines.inference_job import InferenceJob, run_inference
+    from pipelines.inference_job import InferenceJob, plan_inference, run_inference
     from pipelines.units import InputConfig
 
     if options.max_failures is not None and options.max_failures < 0:
         raise InputError(f"--max-failures {options.max_failures}: give 0 or more")
-    outcome = run_inference(
-        InferenceJob(
-            input=InputConfig(
-                pattern=options.input,
-                format=options.format,
-                labels=options.labels,
-                image_column=options.image_column,
-                path_column=options.path_column,
-                images_per_unit=options.images_per_unit,
-            ),
-            model=options.model or default_model(),
-            out=options.out,
-            engine=options.engine,
-            threads=options.threads,
-            beam_arguments=tuple(beam_arguments),
-        )
+    job = InferenceJob(
+        input=InputConfig(
+            pattern=options.input,
+            format=options.format,
+            labels=options.labels,
+            image_column=options.image_column,
+            path_column=options.path_column,
+            images_per_unit=options.images_per_unit,
+        ),
+        model=options.model or default_model(),
+        out=options.out,
+        engine=options.engine,
+        threads=options.threads,
+        beam_arguments=tuple(beam_arguments),
+        shared_filesystem=options.shared_filesystem,
     )
+    if options.dry_run:
+        print_dry_run(plan_inference(job))
+        return DONE
+    outcome = run_inference(job)
     if outcome.had_finished:
         print(f"{options.out} is finished already: {outcome.units:,} units, nothing to do", file=sys.stderr)
     elif outcome.units_before:
@@ -133,6 +148,28 @@ def default_model() -> str:
         return DEFAULT_MODEL
     print(f"no bundle in {DEFAULT_MODEL}: using the concrete-crack model that comes with crackscan", file=sys.stderr)
     return PRETRAINED
+
+
+def print_dry_run(plan: DryRun) -> None:
+    """Print what a job would do, one thing a line."""
+    images = "known when they are read" if plan.images is None else f"{plan.images:,}"
+    rows = {
+        "input": plan.format,
+        "units": f"{plan.units:,}",
+        "images": images,
+        "bytes": f"{plan.input_bytes:,}",
+        "committed": f"{plan.units_before:,} units" + (", nothing to do" if plan.units_before == plan.units else ""),
+        "model": plan.model,
+        "engine": plan.engine,
+        "run": plan.run,
+        **plan.findings.facts,
+        "options": " ".join(f"--{name}={value}" for name, value in sorted(plan.options.items())),
+    }
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"{name:<{width}}  {value}")
+    for warning in plan.findings.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def print_summary(run: str, report: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 
 class CrackscanError(Exception):
-    """Base of the errors whose message is one line that says what is wrong and what to do."""
+    """Base of the errors whose message is one line that says what is wrong and what to do; each argument is a line."""
 
 
 class InputError(CrackscanError):

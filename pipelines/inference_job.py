@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import apache_beam as beam
@@ -19,6 +21,7 @@ from pipelines.bundles import local_bundle
 from pipelines.finish import check_accounting, make_report
 from pipelines.formats import Listing, list_input
 from pipelines.inference import InferenceConfig, define_pipeline
+from pipelines.preflight import Findings, JobPaths, check_job
 from pipelines.progress import run_progress
 from pipelines.run import (
     FORMAT_VERSION,
@@ -37,6 +40,7 @@ from pipelines.runner import make_pipeline, run_pipeline
 from pipelines.units import (
     InputConfig,
     Place,
+    count_images,
     has_plan,
     listing_digest,
     places,
@@ -60,6 +64,7 @@ class InferenceJob:
         engine: one of :data:`model.engine.ENGINES`.
         threads: threads per worker process that decode and predict; 0 for as many as there are cores.
         beam_arguments: command-line arguments for Beam.
+        shared_filesystem: local paths name the same files here and on the workers of a cluster.
 
     Raises:
         InputError: an option has no such value.
@@ -71,6 +76,7 @@ class InferenceJob:
     engine: str = "auto"
     threads: int = 0
     beam_arguments: tuple[str, ...] = ()
+    shared_filesystem: bool = False
 
     def __post_init__(self) -> None:
         if self.threads < 0:
@@ -102,14 +108,93 @@ class Outcome:
     had_finished: bool
 
 
+@dataclasses.dataclass(frozen=True)
+class DryRun:
+    """What a job would do.
+
+    Attributes:
+        run: the run directory.
+        model: path of the bundle.
+        engine: name of the engine, resolved.
+        format: of the input.
+        units: units of the whole run.
+        units_before: units that are committed already.
+        images: images of the whole run; None where only reading them would tell.
+        input_bytes: size of the input's files in bytes.
+        findings: what the checks for a remote runner found.
+        options: Beam's options that differ from their defaults, as they would be sent.
+    """
+
+    run: str
+    model: str
+    engine: str
+    format: str
+    units: int
+    units_before: int
+    images: int | None
+    input_bytes: int
+    findings: Findings
+    options: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class _CheckedJob:
+    run: str
+    bundle: Bundle
+    engine: str
+    listing: Listing
+    pipeline: beam.Pipeline
+    findings: Findings
+
+
 def run_inference(job: InferenceJob) -> Outcome:
     """Classify the images of an input; a run that was cut off is continued.
 
     Raises:
-        InputError: the input or the place of the run cannot be used.
+        InputError: the input or the place of the run cannot be used, or a cluster cannot do the job.
         BundleError: the bundle is missing or changed.
         RunError: the run was begun with other settings, or another process is writing it.
     """
+    checked = _check(job)
+    for warning in checked.findings.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    run, bundle, engine = checked.run, checked.bundle, checked.engine
+    with locked(run):
+        planned = begin_run(run, job.input, checked.listing, bundle, engine)
+        before = len(committed_units(run))
+        if finished := is_finished(run):
+            _check_finished(run, bundle)
+        else:
+            config = InferenceConfig(
+                run, bundle.path, engine, bundle.spec.classes, bundle.spec.fingerprint, job.threads
+            )
+            _run_pipeline(checked.pipeline, config, planned)
+        report = make_report(run)
+    return Outcome(job.out, report, len(planned), before, finished)
+
+
+def plan_inference(job: InferenceJob) -> DryRun:
+    """Check a job and tell what it would do, without beginning the run; raises as :func:`run_inference`."""
+    checked = _check(job)
+    run, listing = checked.run, checked.listing
+    if storage.exists(storage.join(run, RUN_FILE)):
+        _check_same(run, read_run(run)["settings"], _settings(job.input, listing, checked.bundle, checked.engine))
+    units, images = count_images(plan_units(job.input, listing))
+    return DryRun(
+        run=run,
+        model=checked.bundle.path,
+        engine=checked.engine,
+        format=listing.format,
+        units=units,
+        units_before=len(committed_units(run)),
+        images=images,
+        input_bytes=sum(file.size for file in listing.files),
+        findings=checked.findings,
+        options=checked.pipeline.options.get_all_options(drop_default=True),
+    )
+
+
+def _check(job: InferenceJob) -> _CheckedJob:
     run, model = storage.absolute(job.out), storage.absolute(job.model)
     check_is_run_or_empty(run)
     bundle = open_bundle(local_bundle(model))
@@ -119,16 +204,10 @@ def run_inference(job: InferenceJob) -> Outcome:
     if _reads_below(job.input.pattern, listing.root, run):
         raise InputError(f"--out {job.out} lies inside the input, which would change by it: give another place")
     pipeline = make_pipeline(list(job.beam_arguments))
-    with locked(run):
-        planned = begin_run(run, job.input, listing, dataclasses.replace(bundle, path=model), engine)
-        before = len(committed_units(run))
-        if finished := is_finished(run):
-            _check_finished(run, bundle)
-        else:
-            config = InferenceConfig(run, model, engine, bundle.spec.classes, bundle.spec.fingerprint, job.threads)
-            _run_pipeline(pipeline, config, planned)
-        report = make_report(run)
-    return Outcome(job.out, report, len(planned), before, finished)
+    bundle = dataclasses.replace(bundle, path=model)
+    paths = JobPaths(listing.root, model, run)
+    findings = check_job(pipeline.options, paths, engine, job.shared_filesystem)
+    return _CheckedJob(run, bundle, engine, listing, pipeline, findings)
 
 
 def begin_run(run: str, config: InputConfig, listing: Listing, bundle: Bundle, engine: str) -> list[Place]:
@@ -141,14 +220,7 @@ def begin_run(run: str, config: InputConfig, listing: Listing, bundle: Bundle, e
         InputError: the input cannot be planned.
         RunError: it was begun with other settings, another model, or other files in the input, or it is damaged.
     """
-    settings = {
-        **dataclasses.asdict(config),
-        "pattern": config.pattern if storage.is_remote(config.pattern) else os.path.abspath(config.pattern),
-        "format": listing.format,
-        "engine": engine,
-        "model_fingerprint": bundle.spec.fingerprint,
-        "input_digest": listing_digest(config, listing),
-    }
+    settings = _settings(config, listing, bundle, engine)
     plan = storage.join(run, PLAN)
     if storage.exists(storage.join(run, RUN_FILE)):
         values = read_run(run)
@@ -172,6 +244,17 @@ def begin_run(run: str, config: InputConfig, listing: Listing, bundle: Bundle, e
     }
     storage.put(storage.join(run, RUN_FILE), (json.dumps(values, indent=1) + "\n").encode())
     return planned
+
+
+def _settings(config: InputConfig, listing: Listing, bundle: Bundle, engine: str) -> dict[str, Any]:
+    return {
+        **dataclasses.asdict(config),
+        "pattern": config.pattern if storage.is_remote(config.pattern) else os.path.abspath(config.pattern),
+        "format": listing.format,
+        "engine": engine,
+        "model_fingerprint": bundle.spec.fingerprint,
+        "input_digest": listing_digest(config, listing),
+    }
 
 
 def _reads_below(pattern: str, root: str, run: str) -> bool:

@@ -276,6 +276,40 @@ def _row_groups(path: str, config: InputConfig) -> list[tuple[int, int]] | None:
         return None
 
 
+def count_images(units: Iterable[WorkUnit]) -> tuple[int, int | None]:
+    """Numbers of the units and of the images in them; None where only reading the images would tell.
+
+    Raises:
+        InputError: an input cannot be planned.
+    """
+    number = images = 0
+    known = True
+    parquet_files = set()
+    for unit in units:
+        number += 1
+        known &= unit.format in ("folder", "manifest", "parquet")
+        images += len(unit.files)
+        if unit.format == "parquet":
+            parquet_files.add(unit.path)
+    with ThreadPoolExecutor(_FOOTER_THREADS) as threads:
+        for rows in threads.map(_rows, sorted(parquet_files)):
+            images += rows or 0
+            known &= rows is not None
+    return number, images if known else None
+
+
+def _rows(path: str) -> int | None:
+    """Rows of a Parquet file; None where it is damaged or gone."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with storage.open_input(path) as stream:
+            return int(pq.read_metadata(stream).num_rows)
+    except (pa.ArrowException, OSError):
+        return None
+
+
 def write_plan(units: Iterable[WorkUnit], directory: str) -> list[Place]:
     """Write a plan as JSON lines files of about 64 MiB, and last its index of places, which says that it is whole.
 

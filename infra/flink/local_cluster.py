@@ -142,7 +142,8 @@ class Cluster:
         return (
             f"--runner FlinkRunner --flink_master {HOST}:{self.state['flink']} "
             f"--flink_job_server_jar {self.state['jar']} --parallelism {self.state['parallelism']} "
-            f"--environment_type EXTERNAL --environment_config {HOST}:{self.state['pool']}"
+            f"--environment_type EXTERNAL --environment_config {HOST}:{self.state['pool']} "
+            "--shared-filesystem"
         )
 
     def _write_configuration(self) -> None:
